@@ -1,0 +1,107 @@
+"""Adversarial losses and gradient penalties, over one or many heads.
+
+Every `logits` is a list with one tensor per head, `[B, ...]`: any number of places each. A loss is a mean over batch
+and places inside a head, and a sum over heads (the sum over k of ADD, Eq. 2 and 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import relu, softplus
+
+Logits = list[Tensor]
+
+
+class GanLoss:
+    """An adversarial game: what the critic and what the student minimise."""
+
+    def critic(self, real: Logits, fake: Logits) -> Tensor:
+        """The critic's loss, 0-dim."""
+        raise NotImplementedError
+
+    def student(self, fake: Logits) -> Tensor:
+        """The student's loss, 0-dim."""
+        raise NotImplementedError
+
+
+class Hinge(GanLoss):
+    """ADD, Eq. 2 and 3; LADD names no form and keeps ADD's."""
+
+    def critic(self, real: Logits, fake: Logits) -> Tensor:
+        return _over_heads(real, lambda x: relu(1 - x)) + _over_heads(fake, lambda x: relu(1 + x))
+
+    def student(self, fake: Logits) -> Tensor:
+        return _over_heads(fake, torch.neg)
+
+
+class Logistic(GanLoss):
+    """The non-saturating logistic game (arXiv 1406.2661; Diffusion2GAN, section 3.3)."""
+
+    def critic(self, real: Logits, fake: Logits) -> Tensor:
+        return _over_heads(real, lambda x: softplus(-x)) + _over_heads(fake, softplus)
+
+    def student(self, fake: Logits) -> Tensor:
+        return _over_heads(fake, lambda x: softplus(-x))
+
+
+def _over_heads(logits: Logits, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    return torch.stack([loss(head.float()).mean() for head in logits]).sum()
+
+
+def gradient_penalty(logits: Logits, inputs: list[Tensor]) -> Tensor:
+    """R1 (arXiv 1801.04406, Eq. 9) at the `inputs` of each head: the squared norm of the gradient of a sample's summed
+    logits, mean over the batch, summed over heads. Differentiable: needs a double backward through the heads.
+    """
+    gradients = torch.autograd.grad([head.float().sum() for head in logits], inputs, create_graph=True)
+    return torch.stack([gradient.float().flatten(1).square().sum(1).mean() for gradient in gradients]).sum()
+
+
+def finite_difference_penalty(clean: Logits, perturbed: Logits) -> Tensor:
+    """Approximate R1 (arXiv 2501.08316, section 3.3): squared change of the logits under a small step of the input."""
+    changes = [(a.float() - b.float()).square().mean() for a, b in zip(clean, perturbed, strict=True)]
+    return torch.stack(changes).sum()
+
+
+class R1:
+    """Which gradient penalty on real data a critic pays.
+
+    Args:
+        weight: gamma.
+        every: the penalty is computed at every n-th step and weighted n times (lazy R1, arXiv 1912.04958 section 4).
+
+    Raises:
+        ValueError: an interval below 1.
+    """
+
+    def __init__(self, weight: float, every: int = 1):
+        if every < 1:
+            raise ValueError(f"R1 is computed every 1 or more steps; got every={every}")
+        self.weight, self.every = weight, every
+
+    def due(self, step: int) -> bool:
+        """Whether `step` pays."""
+        return step % self.every == 0
+
+
+class ExactR1(R1):
+    """The gradient itself, at the heads' inputs (ADD, section 3.2: gamma = 1e-5)."""
+
+    def __init__(self, weight: float = 1e-5, every: int = 1):
+        super().__init__(weight, every)
+
+
+class ApproximateR1(R1):
+    """A finite difference at the critic's clean input: no double backward, so it works on sharded critics.
+
+    Args:
+        weight: gamma. arXiv 2501.08316 uses 100 with its sigma.
+        sigma: standard deviation of the perturbation.
+        every: as in `R1`.
+    """
+
+    def __init__(self, weight: float = 100.0, sigma: float = 0.01, every: int = 1):
+        super().__init__(weight, every)
+        self.sigma = sigma

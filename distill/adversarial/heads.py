@@ -1,0 +1,103 @@
+"""Trainable heads that turn a frozen network's features into logits."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+
+class BatchNormLocal(nn.Module):
+    """Batch norm over small groups of the batch, without running statistics (StyleGAN-T, arXiv 2301.09515 section 3.3).
+
+    Args:
+        channels: of the input.
+        group: samples that share their statistics; the batch is split into equal groups of at most this many.
+    """
+
+    def __init__(self, channels: int, group: int = 8, eps: float = 1e-5):
+        super().__init__()
+        self.group, self.eps = group, eps
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, ...]` -> the same.
+
+        Raises:
+            ValueError: a batch of one, whose statistics say nothing about a distribution.
+        """
+        if len(x) < 2:
+            raise ValueError("local batch norm needs at least 2 samples per process")
+        size = max(n for n in range(1, min(self.group, len(x)) + 1) if len(x) % n == 0)
+        size = len(x) if size == 1 else size  # a prime batch: one group rather than groups of one
+        grouped = x.float().unflatten(0, (-1, size))
+        over = [1, *range(3, grouped.ndim)]
+        variance, mean = torch.var_mean(grouped, dim=over, correction=0, keepdim=True)
+        y = ((grouped - mean) * (variance + self.eps).rsqrt()).flatten(0, 1)
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        return (y * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype)
+
+
+class GridHead(nn.Module):
+    """One logit per place of a feature grid, by 2-D convolutions, conditioned by projection.
+
+    StyleGAN-T's head (section 3.3) with its 1-D kernel of 9 as a 3x3 one, as LADD section 3 asks ("we reshape the token
+    sequence back to the original spatial layout and transition to 2D convolution"), so that any aspect ratio works.
+
+    Args:
+        width: channels of the features.
+        cond: size of the condition; 0 for none.
+        hidden: channels inside; the features' own width if not given, as StyleGAN-T has it.
+        norm: `local_batch` (needs batches of 2 and more) or `group`.
+        project: size of the projection.
+
+    Raises:
+        ValueError: an unknown norm.
+    """
+
+    def __init__(
+        self, width: int, cond: int, hidden: int | None = None, norm: str = "local_batch", project: int = 64
+    ):
+        super().__init__()
+        norms = {"local_batch": BatchNormLocal, "group": lambda channels: nn.GroupNorm(8, channels)}
+        if norm not in norms:
+            raise ValueError(f"head norm '{norm}' is unknown; choose one of {', '.join(norms)}")
+        hidden = hidden or width
+        act = nn.LeakyReLU(0.2)
+        self.enter = nn.Sequential(spectral_norm(nn.Conv2d(width, hidden, 1)), norms[norm](hidden), act)
+        self.mix = nn.Sequential(spectral_norm(nn.Conv2d(hidden, hidden, 3, padding=1)), norms[norm](hidden), act)
+        self.leave = spectral_norm(nn.Conv2d(hidden, project if cond else 1, 1))
+        self.project = nn.Linear(cond, project) if cond else None
+
+    def forward(self, features: Tensor, condition: Tensor | None) -> Tensor:
+        """Features `[B, width, h, w]` and condition `[B, cond]` -> logits `[B, h, w]`."""
+        x = self.enter(features.float())
+        x = self.leave((self.mix(x) + x) / math.sqrt(2))
+        if self.project is None or condition is None:
+            return x[:, 0]
+        direction = self.project(condition)
+        return (x * direction[:, :, None, None]).sum(1) / math.sqrt(direction.shape[1])
+
+
+class HeadCondition(nn.Module):
+    """What LADD's heads are conditioned on (section 3): the noise level and the pooled text embedding.
+
+    Args:
+        pooled: size of the pooled text embedding.
+        frequencies: of the sinusoidal embedding of t.
+    """
+
+    def __init__(self, pooled: int, frequencies: int = 32):
+        super().__init__()
+        self.register_buffer("frequencies", 2 ** torch.linspace(0, 8, frequencies), persistent=False)
+        self.level = nn.Sequential(nn.Linear(2 * frequencies, 128), nn.SiLU(), nn.Linear(128, 128))
+        self.text = nn.LayerNorm(pooled)
+        self.size = 128 + pooled
+
+    def forward(self, t: Tensor, pooled: Tensor) -> Tensor:
+        """`t` `[B]`, `pooled` `[B, P]` -> `[B, size]`."""
+        phase = t.float()[:, None] * self.frequencies
+        waves = torch.cat([phase.sin(), phase.cos()], dim=1)
+        return torch.cat([self.level(waves), self.text(pooled.float())], dim=1)

@@ -1,0 +1,63 @@
+"""Which family a pipeline belongs to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill.backbones.base import ASSETS, Backbone
+from distill.errors import ConfigError
+
+TINY = ("tiny-sd", "tiny-sd3")
+
+
+def load(name: str, dtype: torch.dtype = torch.float32) -> Backbone:
+    """The backbone of a shipped tiny pipeline, a folder in the diffusers layout, or a hub id.
+
+    Raises:
+        ConfigError: no pipeline there, or one of a family that is not supported.
+    """
+    from distill.backbones.sd import SDBackbone
+    from distill.backbones.sd3 import SD3Backbone
+
+    families: dict[str, type[Backbone]] = {
+        "StableDiffusionPipeline": SDBackbone,
+        "StableDiffusion3Pipeline": SD3Backbone,
+    }
+    path = str(ASSETS / name) if name in TINY else name
+    pipeline = _pipeline_class(path)
+    if pipeline not in families:
+        raise ConfigError(f"'{name}' is a {pipeline}; a teacher must be one of {', '.join(families)}")
+    return families[pipeline](path, dtype)
+
+
+def solver(name: str, scheduler: Any) -> Any:
+    """The diffusers scheduler called `name`, on the noise schedule of `scheduler`.
+
+    Raises:
+        ConfigError: diffusers has no such scheduler.
+    """
+    import diffusers
+
+    kind = getattr(diffusers, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+        raise ConfigError(f"diffusers has no scheduler '{name}'; name one such as DPMSolverMultistepScheduler")
+    return kind.from_config(scheduler.config)
+
+
+def _pipeline_class(path: str) -> str:
+    from diffusers import DiffusionPipeline
+
+    where = f"give a folder with a model_index.json, a hub id, or one of {', '.join(TINY)}"
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
+    if not Path(path).exists() and looks_local:
+        raise ConfigError(f"there is no pipeline at '{path}'; {where}")
+    if Path(path).exists() and not (Path(path) / "model_index.json").is_file():
+        raise ConfigError(f"'{path}' is no diffusers pipeline: it has no model_index.json; {where}")
+    try:
+        return DiffusionPipeline.load_config(path)["_class_name"]
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"the pipeline '{path}' cannot be read ({reason}); {where}") from error

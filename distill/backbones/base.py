@@ -1,0 +1,168 @@
+"""What every family of diffusers pipelines offers to the rest: its networks, its conditioning, and how it is saved."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.batch import Cond
+from distill.diffusion.denoiser import Denoiser
+from distill.diffusion.process import Process
+from distill.files import read_json, save_json, written_whole
+
+ASSETS = Path(__file__).parents[1] / "assets"
+CALL_FILE = "distill.json"  # the arguments a pipeline of ours is meant to be called with; diffusers passes over it
+
+
+class Autoencoder(nn.Module):
+    """An `AutoencoderKL` that speaks the diffusion model's scaled latents.
+
+    Args:
+        network: the diffusers autoencoder.
+    """
+
+    def __init__(self, network: Any):
+        super().__init__()
+        self.network = network
+        self.scale = network.config.scaling_factor
+        self.shift = network.config.get("shift_factor") or 0.0
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """`[B, 3, H, W]` in [-1, 1] -> latents `[B, C, h, w]`, the posterior's mean."""
+        return (self.network.encode(pixels).latent_dist.mode() - self.shift) * self.scale
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents `[B, C, h, w]` -> pixels `[B, 3, H, W]`, about [-1, 1], not clamped; differentiable."""
+        return self.network.decode(latents / self.scale + self.shift).sample
+
+    forward = decode
+
+
+class TextEncoder(nn.Module):
+    """Prompts to conditioning tensors. Subclasses hold the family's encoders as submodules."""
+
+    def forward(self, prompts: list[str]) -> Cond:
+        """B prompts -> at least `text` `[B, L, D]` and `pooled` `[B, P]`."""
+        raise NotImplementedError
+
+
+class Backbone:
+    """A pipeline on disk, on the hub, or shipped; light until a network is asked for.
+
+    Args:
+        path: folder or hub id of a diffusers pipeline.
+        dtype: of the weights when they are loaded.
+    """
+
+    denoiser_name = "unet"  # the pipeline component that is distilled
+
+    def __init__(self, path: str, dtype: torch.dtype = torch.float32):
+        self.path, self.dtype = path, dtype
+
+    # What only a family knows -------------------------------------------------------------------------------------
+
+    def denoiser(self) -> Denoiser:
+        """A fresh copy of the pipeline's network, in x0."""
+        raise NotImplementedError
+
+    def text_encoder(self) -> TextEncoder:
+        """The pipeline's text encoders."""
+        raise NotImplementedError
+
+    def process(self) -> Process:
+        """The pipeline's noise schedule and prediction type."""
+        raise NotImplementedError
+
+    @property
+    def pooled(self) -> int:
+        """Size of the pooled text embedding."""
+        raise NotImplementedError
+
+    def student_scheduler(self) -> Any:
+        """The diffusers scheduler that samples a few-step student."""
+        raise NotImplementedError
+
+    def student_call(self, levels: list[float]) -> dict[str, Any]:
+        """Arguments of the pipeline's call that make `student_scheduler` visit exactly `levels`."""
+        raise NotImplementedError
+
+    # What all share -------------------------------------------------------------------------------------------------
+
+    def autoencoder(self) -> Autoencoder:
+        """The pipeline's autoencoder."""
+        from diffusers import AutoencoderKL
+
+        return Autoencoder(AutoencoderKL.from_pretrained(self.path, subfolder="vae", torch_dtype=self.dtype))
+
+    @property
+    def absent(self) -> dict[str, None]:
+        """Components that diffusers wants to be told are absent at every load."""
+        return {}
+
+    def pipeline(self, **components: Any) -> Any:
+        """The stock diffusers pipeline, with `components` in place of its own."""
+        from diffusers import DiffusionPipeline
+
+        return DiffusionPipeline.from_pretrained(self.path, torch_dtype=self.dtype, **self.absent, **components)
+
+    def student_pipeline(self, student: Denoiser, **components: Any) -> Any:
+        """A stock pipeline around `student` with the few-step scheduler."""
+        components = {self.denoiser_name: student.network, "scheduler": self.student_scheduler(), **components}
+        return self.pipeline(**components)
+
+    @cached_property
+    def call(self) -> dict[str, Any]:
+        """The arguments this pipeline's folder says it is to be called with; empty for foreign pipelines."""
+        file = Path(self.path) / CALL_FILE
+        return read_json(file)["call"] if file.is_file() else {}
+
+    @cached_property
+    def calls(self) -> dict[str, dict[str, Any]]:
+        """For an exported student: call arguments by number of steps; empty for others."""
+        file = Path(self.path) / CALL_FILE
+        return read_json(file).get("calls", {}) if file.is_file() else {}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Name and, for a local folder, a digest of the denoiser's configuration, weight file sizes and first MiB."""
+        folder = Path(self.path) / self.denoiser_name
+        if not folder.is_dir():
+            return self.path
+        digest = hashlib.sha256((folder / "config.json").read_bytes())
+        for file in sorted(folder.glob("*.safetensors")):
+            digest.update(str(file.stat().st_size).encode())
+            with open(file, "rb") as weights:
+                digest.update(weights.read(1 << 20))
+        return f"{Path(self.path).name}@{digest.hexdigest()[:12]}"
+
+    def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
+        """`(C, h, w)` of the latents of a picture in pixels; of the pipeline's own size if none is given."""
+        from diffusers import AutoencoderKL
+
+        denoiser = self.config()
+        factor = 2 ** (len(AutoencoderKL.load_config(self.path, subfolder="vae")["block_out_channels"]) - 1)
+        size = denoiser["sample_size"]
+        return denoiser["in_channels"], (height // factor if height else size), (width // factor if width else size)
+
+    def config(self) -> dict[str, Any]:
+        """The denoiser's configuration."""
+        raise NotImplementedError
+
+    def save(self, pipeline: Any, folder: str | Path, card: str, calls: dict[str, Any]) -> None:
+        """Writes a pipeline that stock diffusers loads: safetensors, scheduler, model card, and how it is called.
+
+        Args:
+            pipeline: of this family.
+            folder: replaced as a whole.
+            card: the text of its README.md.
+            calls: content of the call file, `{"call": ..., "calls": ...}`.
+        """
+        with written_whole(folder) as part:
+            pipeline.save_pretrained(part, safe_serialization=True)
+            (part / "README.md").write_text(card)
+            save_json(calls, part / CALL_FILE)

@@ -1,0 +1,102 @@
+"""Stable Diffusion 1.5 and 2.1: a U-Net on a discrete variance-preserving schedule, one CLIP encoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.backbones.base import Backbone, TextEncoder
+from distill.batch import Cond
+from distill.diffusion.denoiser import Denoiser
+from distill.diffusion.process import VariancePreserving
+
+
+class SDDenoiser(Denoiser):
+    """`UNet2DConditionModel`; its blocks are the down, middle and up stages, whose outputs are grids already."""
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return [*self.network.down_blocks, self.network.mid_block, *self.network.up_blocks]
+
+    @property
+    def widths(self) -> list[int]:
+        channels = list(self.network.config.block_out_channels)
+        return [*channels, channels[-1], *reversed(channels)]
+
+    def grid(self, output: Any, x_t: Tensor) -> Tensor:
+        return output[0] if isinstance(output, tuple) else output  # down stages answer (features, skips)
+
+    def predict(self, x_t: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
+        dtype = self.network.dtype
+        return self.network(x_t.to(dtype), timestep, cond["text"].to(dtype), return_dict=False)[0]
+
+
+class SDTextEncoder(TextEncoder):
+    """The last hidden states of one CLIP text encoder, as the pipeline uses them.
+
+    Args:
+        tokenizer, encoder: the pipeline's.
+    """
+
+    def __init__(self, tokenizer: Any, encoder: Any):
+        super().__init__()
+        self.tokenizer, self.encoder = tokenizer, encoder
+
+    def forward(self, prompts: list[str]) -> Cond:
+        """B prompts -> `text` `[B, L, D]`, `pooled` `[B, D]`."""
+        tokens = self.tokenizer(
+            prompts,
+            padding="max_length",
+            max_length=self.tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        answer = self.encoder(tokens.input_ids.to(self.encoder.device))
+        return {"text": answer.last_hidden_state, "pooled": answer.pooler_output}
+
+
+class SDBackbone(Backbone):
+    """`StableDiffusionPipeline`, predicting noise (1.5) or v (2.1)."""
+
+    def denoiser(self) -> SDDenoiser:
+        from diffusers import UNet2DConditionModel
+
+        network = UNet2DConditionModel.from_pretrained(self.path, subfolder="unet", torch_dtype=self.dtype)
+        return SDDenoiser(network, self.process())
+
+    def text_encoder(self) -> SDTextEncoder:
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        encoder = CLIPTextModel.from_pretrained(self.path, subfolder="text_encoder", dtype=self.dtype)
+        return SDTextEncoder(CLIPTokenizer.from_pretrained(self.path, subfolder="tokenizer"), encoder)
+
+    @property
+    def pooled(self) -> int:
+        from transformers import CLIPTextConfig
+
+        return CLIPTextConfig.from_pretrained(self.path, subfolder="text_encoder").hidden_size
+
+    def process(self) -> VariancePreserving:
+        scheduler = self._ddim()
+        return VariancePreserving(scheduler.alphas_cumprod, scheduler.config.prediction_type)
+
+    def student_scheduler(self) -> Any:
+        from diffusers import LCMScheduler
+
+        return LCMScheduler.from_config(self._ddim().config, timestep_spacing="trailing")
+
+    def student_call(self, levels: list[float]) -> dict[str, Any]:
+        steps = self.process().timestep(torch.tensor(levels)).tolist()
+        return {"timesteps": steps, "num_inference_steps": len(levels), "guidance_scale": 0.0}
+
+    def _ddim(self) -> Any:
+        from diffusers import DDIMScheduler
+
+        return DDIMScheduler.from_pretrained(self.path, subfolder="scheduler")
+
+    def config(self) -> dict[str, Any]:
+        from diffusers import UNet2DConditionModel
+
+        return UNet2DConditionModel.load_config(self.path, subfolder="unet")

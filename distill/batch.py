@@ -1,0 +1,121 @@
+"""What travels through a training step: the batch, its random numbers, and the student's one answer with its two cuts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Cond = dict[str, Tensor]  # conditioning tensors, each [B, ...]; every backbone gives "text" [B, L, D] and "pooled" [B, P]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of one batch: a function of (seed, batch, purpose, sample) and of nothing else.
+
+    Each sample has its own stream, so the same global batch gets the same numbers on any number of processes, a resumed
+    run repeats them exactly, and one strategy's draws never shift another's.
+
+    Attributes:
+        seed: of the run.
+        batch: number of the batch within the run.
+        first: index of this process's first sample within the global batch.
+        size: number of samples of this process, B.
+        device: where the numbers are wanted.
+    """
+
+    seed: int
+    batch: int
+    first: int
+    size: int
+    device: torch.device
+
+    def normal(self, purpose: str, *shape: int) -> Tensor:
+        """Standard normal, `[B, *shape]` float32."""
+        return self._each(purpose, lambda generator: torch.randn(shape, generator=generator, device=self.device))
+
+    def uniform(self, purpose: str, *shape: int) -> Tensor:
+        """Uniform in [0, 1), `[B, *shape]` float32."""
+        return self._each(purpose, lambda generator: torch.rand(shape, generator=generator, device=self.device))
+
+    def like(self, purpose: str, x: Tensor) -> Tensor:
+        """Standard normal in the shape of `x`, `[B, ...]`."""
+        return self.normal(purpose, *x.shape[1:])
+
+    def _each(self, purpose: str, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
+        generator, rows = torch.Generator(self.device), []
+        for sample in range(self.first, self.first + self.size):
+            key = f"{self.seed}/{self.batch}/{purpose}/{sample}".encode()
+            seed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
+            rows.append(draw(generator.manual_seed(seed)))
+        return torch.stack(rows)
+
+
+@dataclass
+class Batch:
+    """One batch of data, encoded.
+
+    Attributes:
+        x0: clean latents `[B, C, H, W]`, or None where the student is asked without data.
+        cond: conditioning tensors.
+        prompts: the B captions behind `cond`.
+        draws: this batch's random numbers.
+    """
+
+    x0: Tensor
+    cond: Cond
+    prompts: list[str]
+    draws: Draws
+
+
+class Sample:
+    """The student's one answer to a batch, cut off from its graph twice: at the latent and at the decoded image.
+
+    Strategies see the leaves `x0` and `pixels` only. `pull` differentiates one loss towards them and frees its graph;
+    `backward` sends the gathered gradient through the decoder (once, if pixels were asked for) and the student (once).
+
+    Args:
+        answer: the student's `x0`, `[B, C, H, W]`, with its graph.
+        x_t, t: what the student was asked, `[B, C, H, W]` and `[B]`.
+        decode: latents to pixels in [-1, 1], `[B, 3, 8H, 8W]` for most autoencoders.
+    """
+
+    def __init__(self, answer: Tensor, x_t: Tensor, t: Tensor, decode: Callable[[Tensor], Tensor]):
+        self.answer, self.x_t, self.t = answer, x_t, t
+        self.x0 = answer.detach().requires_grad_()
+        self._decode = decode
+        self._decoded: Tensor | None = None
+        self._pixels: Tensor | None = None
+        self._gathered: dict[str, Tensor] = {}
+
+    @property
+    def pixels(self) -> Tensor:
+        """The decoded answer in [-1, 1], a leaf, decoded on first use."""
+        if self._pixels is None:
+            with torch.enable_grad():
+                self._decoded = self._decode(self.x0)
+            self._pixels = self._decoded.detach().requires_grad_()
+        return self._pixels
+
+    def pull(self, loss: Tensor) -> Tensor:
+        """Adds the gradient of `loss` at the leaves to what was gathered so far; returns its norm (0-dim).
+
+        The loss's graph is freed. Where a loss used both leaves, the norm is over both.
+        """
+        leaves = {"x0": self.x0} | ({"pixels": self._pixels} if self._pixels is not None else {})
+        gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        found = {name: gradient for name, gradient in zip(leaves, gradients, strict=True) if gradient is not None}
+        for name, gradient in found.items():
+            self._gathered[name] = self._gathered[name] + gradient if name in self._gathered else gradient
+        return torch.stack([gradient.float().square().sum() for gradient in found.values()]).sum().sqrt()
+
+    def backward(self, scale: float = 1.0) -> None:
+        """One backward pass through the decoder if it was used, and one through the student."""
+        total = self._gathered.get("x0", torch.zeros_like(self.x0))
+        if "pixels" in self._gathered:
+            assert self._decoded is not None
+            total = total + torch.autograd.grad(self._decoded, self.x0, self._gathered["pixels"])[0]
+        self.answer.backward(total * scale)

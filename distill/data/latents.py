@@ -1,0 +1,135 @@
+"""`LatentsData`: a folder of latents as a Lightning data module that knows how its folder is made."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from distill import backbones
+from distill.data import loading
+from distill.data.generate import EncodedShapes, Generation, TeacherLatents, make_here
+from distill.data.shapes_data import ShapesDataset
+from distill.data.shards import MANIFEST, LatentsDataset
+from distill.errors import ConfigError
+
+
+class LatentsData(L.LightningDataModule):
+    """Latents a teacher made, for training; drawn images to compare with, for validation.
+
+    Args:
+        folder: where the latents are, or go.
+        teacher: the pipeline that made them; checked against the folder's manifest.
+        generation: how they are made. A shipped tiny teacher's missing latents are made on the spot; for any other the
+            error names the command that makes them.
+        batch_size: samples of one batch over all processes.
+        seed: of their order.
+        workers: loader processes.
+        reference: drawn images that `validate` and `test` compare with; 0 for none.
+
+    Raises:
+        ConfigError: latents that are missing or were made by another teacher.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        teacher: str,
+        generation: Generation = Generation(),
+        batch_size: int = 128,
+        seed: int = 0,
+        workers: int = 0,
+        reference: int = 0,
+    ):
+        super().__init__()
+        self.folder, self.teacher, self.generation = folder, teacher, generation
+        self.batch_size, self.seed, self.workers = batch_size, seed, workers
+        self.reference = ShapesDataset(reference, seed=1)
+
+    def check(self) -> None:
+        """Refuses latents that cannot be used or made.
+
+        Raises:
+            ConfigError: they are missing and the teacher is not a shipped one, or another teacher made them.
+        """
+        manifest = Path(self.folder) / MANIFEST
+        if not manifest.is_file() and self.teacher not in backbones.TINY:
+            raise ConfigError(f"there are no latents at '{self.folder}'; make them with: {self._command()}")
+        if manifest.is_file():
+            self._check_origin(LatentsDataset.read_settings(self.folder))
+
+    def prepare_data(self) -> None:
+        self.check()
+        if self.teacher in backbones.TINY:
+            maker = TeacherLatents(backbones.load(self.teacher), self.folder, self.generation)
+            make_here(maker, f"latents of {self.teacher}")
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self.dataset = LatentsDataset(self.folder)
+
+    def train_dataloader(self) -> StatefulDataLoader:
+        return loading.loader(self.dataset, self.batch_size, self.seed, self.trainer, self.workers)
+
+    def val_dataloader(self) -> Any:
+        if not len(self.reference):
+            return []
+        size = min(self.batch_size, len(self.reference))
+        return loading.loader(self.reference, size, self.seed, self.trainer, shuffle=False)
+
+    test_dataloader = val_dataloader
+
+    def _check_origin(self, settings: dict[str, Any]) -> None:
+        expected = backbones.load(self.teacher).fingerprint
+        if settings.get("teacher") != expected:
+            raise ConfigError(
+                f"the latents at '{self.folder}' were made by {settings.get('teacher') or settings['kind']}, not by "
+                f"model.teacher {expected}; set data.folder to that teacher's latents, or make them with: "
+                f"{self._command()}"
+            )
+
+    def _command(self) -> str:
+        changed = {k: v for k, v in asdict(self.generation).items() if v != getattr(Generation(), k)}
+        options = [part for name, value in changed.items() for part in (f"--{name}", str(value))]
+        return shlex.join(
+            ["distill", "generate", "latents", "--teacher", self.teacher, "--output", self.folder, *options]
+        )
+
+
+class EncodedShapesData(L.LightningDataModule):
+    """Drawn images as latents of a pipeline's autoencoder, encoded once; what the tiny teachers are trained on.
+
+    Args:
+        folder: where the latents are, or go.
+        teacher: the pipeline whose autoencoder encodes them.
+        count: images.
+        drop_prompts: share of captions that are emptied, so that the network can be guided.
+        batch_size: samples of one batch over all processes.
+        seed: of their order.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        teacher: str,
+        count: int = 131072,
+        drop_prompts: float = 0.1,
+        batch_size: int = 128,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.folder, self.teacher, self.count, self.drop_prompts = folder, teacher, count, drop_prompts
+        self.batch_size, self.seed = batch_size, seed
+
+    def prepare_data(self) -> None:
+        make_here(EncodedShapes(backbones.load(self.teacher), self.folder, self.count), "encoding shapes")
+
+    def setup(self, stage: str) -> None:
+        self.dataset = LatentsDataset(self.folder, self.drop_prompts)
+
+    def train_dataloader(self) -> StatefulDataLoader:
+        return loading.loader(self.dataset, self.batch_size, self.seed, self.trainer)

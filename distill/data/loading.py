@@ -1,0 +1,100 @@
+"""How batches are dealt: one seeded order of the whole data set, the same global batch for any number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import lightning as L
+import torch
+from torch.utils.data import Sampler
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+
+class BatchedDataset(Protocol):
+    """A data set that answers a list of indices with one collated batch: a dict of tensors `[B, ...]` and lists."""
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Any]: ...
+
+
+class GlobalBatchSampler(Sampler[list[int]]):
+    """Deals batch after batch of one seeded permutation per epoch; each rank gets its contiguous part of every batch.
+
+    Lightning's own `DistributedSampler` deals other batches to two ranks than to one; this one does not, so runs on
+    one process, DDP and FSDP2 can be compared number by number. The last incomplete batch of an epoch is dropped.
+
+    Args:
+        length: samples in the data set.
+        batch_size: samples of one batch over all ranks.
+        seed: of the order.
+        rank, world_size: this process among those that train on different data.
+        shuffle: False deals the data set in its own order.
+
+    Raises:
+        ValueError: a batch that does not divide by the ranks, or is larger than the data set.
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1, shuffle: bool = True
+    ):
+        if batch_size < 1 or batch_size % world_size:
+            raise ValueError(
+                f"data.batch_size counts the samples over all processes: {batch_size} do not divide by {world_size} "
+                f"processes; set a multiple of {world_size}"
+            )
+        if length < batch_size:
+            raise ValueError(
+                f"data.batch_size is {batch_size}, but the data set holds only {length} samples; "
+                f"set data.batch_size to {length} or less, or add data"
+            )
+        self.length, self.batch_size, self.seed, self.shuffle = length, batch_size, seed, shuffle
+        self.rank, self.world_size, self.epoch = rank, world_size, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this at the start of every epoch, resumed ones included."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length // self.batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(self.length, generator=generator) if self.shuffle else torch.arange(self.length)
+        share = self.batch_size // self.world_size
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            first = start + self.rank * share
+            yield order[first : first + share].tolist()
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def loader(
+    dataset: BatchedDataset,
+    batch_size: int,
+    seed: int,
+    trainer: L.Trainer | None,
+    workers: int = 0,
+    shuffle: bool = True,
+    collate: Callable[[Any], Any] = _as_is,
+) -> StatefulDataLoader:
+    """A loader whose position goes into the checkpoint, so that a resumed run continues mid-epoch."""
+    rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+    sampler = GlobalBatchSampler(len(dataset), batch_size, seed, rank, world, shuffle)
+    return StatefulDataLoader(
+        dataset,  # type: ignore[arg-type]
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def batches(indices: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """`indices` in consecutive lists of at most `batch_size`."""
+    for start in range(0, len(indices), batch_size):
+        yield list(indices[start : start + batch_size])

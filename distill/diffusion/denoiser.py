@@ -1,0 +1,45 @@
+"""The one contract of all networks: `(x_t, t, cond) -> x0`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from distill.batch import Cond
+from distill.diffusion.process import Process
+
+
+class Denoiser(nn.Module):
+    """A diffusers network that answers in x0. Subclasses say how their family is called and where its blocks are.
+
+    Args:
+        network: the diffusers model.
+        process: what its checkpoint fixes.
+    """
+
+    def __init__(self, network: Any, process: Process):
+        super().__init__()
+        self.network, self.process = network, process
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """What is tapped, sharded, checkpointed and compiled, in the order of the forward pass."""
+        raise NotImplementedError
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of each block's output as `grid` gives it."""
+        raise NotImplementedError
+
+    def grid(self, output: Any, x_t: Tensor) -> Tensor:
+        """A block's output as a 2-D grid of features, `[B, D, h, w]`, for an input `x_t` of any aspect ratio."""
+        raise NotImplementedError
+
+    def predict(self, x_t: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
+        """The network's own output, `[B, C, H, W]`, in its own parametrisation."""
+        raise NotImplementedError
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """`x_t` `[B, C, H, W]`, `t` `[B]` in [0, 1] (0 is data) -> the clean latent `[B, C, H, W]` in float32."""
+        return self.process.to_x0(self.predict(x_t, self.process.timestep(t), cond), x_t, t)

@@ -1,0 +1,1 @@
+"""A pipeline's images against a reference set."""

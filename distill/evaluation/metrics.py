@@ -1,0 +1,131 @@
+"""Metrics of finished images: on drawn shapes with the shapes judge, on real images with the field's reference models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from distill.data import shapes
+from distill.evaluation.shapes_judge import FEATURES, ShapesJudge, load_shapes_judge
+
+
+class _JudgeFeatures(nn.Module):
+    num_features = FEATURES
+
+    def __init__(self, judge: ShapesJudge):
+        super().__init__()
+        self.judge = judge
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.judge.features(images * 2 - 1)
+
+
+class FidShapes(FrechetInceptionDistance):
+    """Fréchet distance between images' shapes-judge features; never to be compared with an Inception FID.
+
+    `update(images, real)` takes `[B, 3, H, W]` float in [0, 1]. The value depends on the number of images on each side.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(feature=_JudgeFeatures(load_shapes_judge()), normalize=True)
+
+
+class Alignment(Metric):
+    """Share of the attributes named in the captions that the shapes judge reads back right."""
+
+    full_state_update = False
+    right: Tensor
+    named: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.judge = load_shapes_judge()
+        self.add_state("right", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("named", torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, images: Tensor, prompts: Sequence[str]) -> None:
+        """Images `[B, 3, H, W]` in [0, 1] and their B shapes captions.
+
+        Raises:
+            ValueError: a caption that is none of the shapes grammar.
+        """
+        right, named = read_back(self.judge.read(images * 2 - 1).cpu(), shapes.parse(prompts))
+        self.right += right.sum()
+        self.named += named.sum()
+
+    def compute(self) -> Tensor:
+        return self.right / self.named.clamp(min=1)
+
+
+def read_back(read: Tensor, asked: shapes.Named) -> tuple[Tensor, Tensor]:
+    """How many of the attributes each caption names were read right, and how many it names: `[B]`, `[B]`.
+
+    Where a caption names one object without its place, it may be either of the two that are there.
+
+    Args:
+        read: `[B, 9]` attribute values read off the images.
+        asked: what the captions name.
+    """
+    named = asked.attributes != shapes.UNNAMED
+    direct = ((read == asked.attributes) & named).sum(1)
+    exchanged = read.clone()
+    exchanged[:, shapes.FIRST], exchanged[:, shapes.SECOND] = read[:, shapes.SECOND], read[:, shapes.FIRST]
+    other = ((exchanged == asked.attributes) & named).sum(1)
+    may = ~asked.ordered & (read[:, shapes.LAYOUT] != 0)
+    return torch.where(may, torch.maximum(direct, other), direct), named.sum(1)
+
+
+class ClipScore(Metric):
+    """Mean cosine between image and caption in an open_clip model (arXiv 2104.08718 without its factor 2.5).
+
+    Args:
+        model: open_clip architecture; ADD and LADD report ViT-g-14.
+        pretrained: open_clip tag, or a weight file.
+    """
+
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, model: str = "ViT-g-14", pretrained: str = "laion2b_s34b_b88k"):
+        import open_clip
+
+        super().__init__()
+        self.clip, _, preprocess = open_clip.create_model_and_transforms(model, pretrained=pretrained or None)
+        self.clip.eval().requires_grad_(False)
+        self.tokenizer = open_clip.get_tokenizer(model)
+        self.size = self.clip.visual.image_size
+        normalize = preprocess.transforms[-1]
+        self.mean, self.std = normalize.mean, normalize.std
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, images: Tensor, prompts: Sequence[str]) -> None:
+        """Images `[B, 3, H, W]` in [0, 1] and their B captions."""
+        from torchvision.transforms.v2 import functional as F
+
+        size = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
+        resized = F.resize(images, list(size), F.InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
+        image = self.clip.encode_image(F.normalize(resized, self.mean, self.std), normalize=True)
+        text = self.clip.encode_text(self.tokenizer(list(prompts)).to(images.device), normalize=True)
+        self.total += (image * text).sum()
+        self.count += len(images)
+
+    def compute(self) -> Tensor:
+        return self.total / self.count.clamp(min=1)
+
+
+def inception_fid(weights: str | Path | None = None) -> Any:
+    """Fréchet Inception distance (torchmetrics); images are floats in [0, 1].
+
+    Args:
+        weights: torch-fidelity's Inception weight file; downloaded if not given.
+    """
+    path = str(weights) if weights else None
+    return FrechetInceptionDistance(normalize=True, feature_extractor_weights_path=path)

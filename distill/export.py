@@ -1,0 +1,145 @@
+"""From a checkpoint to a pipeline that stock diffusers loads without this package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill import backbones
+from distill.backbones.base import Backbone
+from distill.diffusion.denoiser import Denoiser
+from distill.errors import ConfigError
+from distill.files import read_json
+
+
+@dataclass
+class Student:
+    """A trained network and what its checkpoint says about it.
+
+    Attributes:
+        backbone: the teacher's pipeline.
+        denoiser: the student.
+        facts: `teacher`, `strategies`, `levels`, `steps`, `data` as the run stored them.
+    """
+
+    backbone: Backbone
+    denoiser: Denoiser
+    facts: dict[str, Any]
+
+    @property
+    def calls(self) -> dict[str, dict[str, Any]]:
+        """Call arguments by number of steps, at 1, 2 and 4 as far as it was trained for them; empty for a teacher."""
+        from distill.diffusion.levels import Discrete
+
+        levels = self.facts["levels"]
+        counts = [steps for steps in (1, 2, 4) if steps <= len(levels)]
+        return {str(n): self.backbone.student_call(Discrete(levels).visited(n)) for n in counts}
+
+    def pipeline(self) -> Any:
+        """A stock pipeline: with the few-step scheduler for a student, the teacher's own for a pretrained network."""
+        if self.facts["levels"]:
+            return self.backbone.student_pipeline(self.denoiser)
+        return self.backbone.pipeline(**{self.backbone.denoiser_name: self.denoiser.network})
+
+
+def load_student(checkpoint: str | Path, teacher: str | None = None, raw: bool = False) -> Student:
+    """The student of a checkpoint: its moving average where there is one.
+
+    Args:
+        checkpoint: a Lightning checkpoint of `DistillModule`, file or sharded folder.
+        teacher: where the teacher's pipeline is now, if not where it was.
+        raw: the trained weights rather than their moving average.
+
+    Raises:
+        ConfigError: no such checkpoint, or one of something else; missing or unexpected weights.
+    """
+    state = _read(Path(checkpoint))
+    if "distill" not in state:
+        raise ConfigError(f"'{checkpoint}' is no checkpoint of a DistillModule; give one that `distill fit` wrote")
+    facts, weights = state["distill"], state["state_dict"]
+    backbone = backbones.load(teacher or facts["teacher"])
+    denoiser = backbone.denoiser()
+    prefix = "student." if raw or not any(name.startswith("ema.") for name in weights) else "ema."
+    found = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    try:
+        denoiser.load_state_dict(found)
+    except RuntimeError as error:
+        raise ConfigError(f"'{checkpoint}' does not fit the teacher '{backbone.path}': {error}") from error
+    return Student(backbone, denoiser.eval(), facts)
+
+
+def export(
+    checkpoint: str | Path,
+    output: str | Path,
+    teacher: str | None = None,
+    raw: bool = False,
+    half: bool = False,
+    metrics: str | Path | None = None,
+) -> Student:
+    """Writes the student of a checkpoint as a diffusers folder with scheduler, call arguments and a model card.
+
+    Args:
+        checkpoint, teacher, raw: as in `load_student`.
+        output: the folder; replaced as a whole.
+        half: store float16.
+        metrics: a JSON file of measured metrics for the card.
+
+    Raises:
+        ConfigError: as `load_student`.
+    """
+    student = load_student(checkpoint, teacher, raw)
+    values = read_json(metrics) if metrics else None
+    pipeline = student.pipeline()
+    if half:
+        pipeline.to(torch.float16)
+    calls = student.calls
+    own = {"call": calls["1"], "calls": calls} if calls else {"call": student.backbone.call}
+    student.backbone.save(pipeline, output, model_card(student, type(pipeline).__name__, values), own)
+    return student
+
+
+def model_card(student: Student, pipeline: str, metrics: Any = None) -> str:
+    """The README of an exported student: what it is, and the exact call that visits its trained levels."""
+    facts, calls = student.facts, student.calls
+    absent = "".join(f", {name}=None" for name in student.backbone.absent)
+    lines = [
+        "---\nlibrary_name: diffusers\npipeline_tag: text-to-image\n---\n",
+        f"# {'Few-step student' if calls else 'Network'} of {facts['teacher']}\n",
+        f"- method: {' + '.join(facts['strategies'])}",
+        f"- training: {facts['steps']} updates on {facts['data'] or 'unnamed data'}",
+    ]
+    if calls:
+        lines += [f"- trained levels: {facts['levels']}", f"- sampling: {', '.join(calls)} steps, guidance 0 (none)\n"]
+        call = ",\n    ".join(f"{name}={value!r}" for name, value in calls[max(calls)].items())
+        lines += [
+            "```python\nimport torch\nfrom diffusers import " + pipeline + "\n",
+            f'pipe = {pipeline}.from_pretrained("THIS_FOLDER"{absent})',
+            "torch.manual_seed(0)  # the sampler draws fresh noise between steps from the global generator",
+            'image = pipe(\n    "YOUR PROMPT",\n    generator=torch.Generator(pipe.device).manual_seed(0),\n    '
+            + call
+            + ",\n).images[0]\n```\n",
+            "Other numbers of steps, as arguments of the same call:\n",
+            *[f"- {count}: `{arguments}`" for count, arguments in calls.items()],
+        ]
+    if metrics:
+        import json
+
+        lines += ["\n## Metrics\n", "```json", json.dumps(metrics, indent=2), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        from lightning.fabric.utilities.load import _load_distributed_checkpoint
+
+        return _load_distributed_checkpoint(path)
+    if not path.is_file():
+        raise ConfigError(f"there is no checkpoint at '{path}'; `distill fit` writes them under its run's folder")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"'{path}' cannot be read as a checkpoint ({reason})") from error

@@ -1,0 +1,66 @@
+"""Writing so that a reader never meets half a file: everything goes to a temporary neighbour, then is renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+
+@contextmanager
+def written_whole(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary neighbour of `path` to write a file or folder to; it takes the place of `path` at the end."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    _remove(part)
+    try:
+        yield part
+        if path.is_dir():
+            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            path.rename(old)
+            part.rename(path)
+            _remove(old)
+        else:
+            part.replace(path)
+    finally:
+        _remove(part)
+
+
+def save_json(value: Any, path: str | Path) -> None:
+    """`value` as readable JSON."""
+    with written_whole(path) as part:
+        part.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """What a JSON file holds."""
+    return json.loads(Path(path).read_text())
+
+
+def save_tensors(tensors: dict[str, Tensor], path: str | Path) -> None:
+    """`tensors` as one safetensors file."""
+    from safetensors.torch import save_file
+
+    with written_whole(path) as part:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part)
+
+
+def checksum(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

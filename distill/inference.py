@@ -1,0 +1,120 @@
+"""Images from pipelines: the one place that says how a teacher or a student of ours is called."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill import backbones
+from distill.backbones.base import Backbone
+from distill.data.loading import batches
+from distill.errors import ConfigError
+
+
+@dataclass
+class Painter:
+    """A diffusers pipeline and the arguments it is called with.
+
+    Attributes:
+        pipeline: any text-to-image pipeline.
+        call: arguments of every call besides prompts and seeds.
+    """
+
+    pipeline: Any
+    call: dict[str, Any]
+
+    def __call__(self, prompts: list[str], seed: int = 0, batch_size: int = 64) -> Tensor:
+        """Images `[N, 3, H, W]` in [0, 1], float32 on the CPU.
+
+        Image i starts from the noise of seed `seed + i`. Samplers that draw more noise on the way take it from the
+        global generator, which is set to the seed of the batch's first image; the caller's generator is left alone.
+        """
+        return torch.cat([images for _, images in self.stream(prompts, seed, batch_size)])
+
+    def stream(self, prompts: list[str], seed: int = 0, batch_size: int = 64) -> Iterator[tuple[list[int], Tensor]]:
+        """The same, batch by batch, with the indices of the prompts."""
+        device = self.pipeline.device
+        for part in batches(range(len(prompts)), batch_size):
+            with torch.random.fork_rng(), torch.no_grad():
+                torch.manual_seed(seed + part[0])
+                generators = [torch.Generator(device).manual_seed(seed + index) for index in part]
+                answer = self.pipeline(
+                    [prompts[index] for index in part], generator=generators, output_type="pt", **self.call
+                )
+            yield part, answer.images.float().cpu()
+
+    def seconds_per_image(self, prompts: list[str]) -> float:
+        """Time of one call with all prompts, decoding included, over their number; after one call to warm up."""
+        self(prompts[:1], batch_size=1)
+        start = time.perf_counter()
+        self(prompts, batch_size=len(prompts))
+        return (time.perf_counter() - start) / len(prompts)
+
+
+def open_painter(
+    name: str,
+    steps: int | None = None,
+    guidance: float | None = None,
+    solver: str | None = None,
+    device: str = "auto",
+    dtype: torch.dtype = torch.float32,
+) -> Painter:
+    """A pipeline ready to be called: a teacher with its own sampler, an exported student at its trained levels.
+
+    Args:
+        name: shipped pipeline, folder or hub id.
+        steps, guidance: of the sampler; what the pipeline's folder says if not given.
+        solver: a diffusers scheduler in place of the pipeline's own.
+        device: `auto`, `cpu`, `cuda`, ...
+        dtype: of the weights.
+
+    Raises:
+        ConfigError: no such pipeline, or a number of steps its student was not trained for.
+    """
+    backbone = backbones.load(name, dtype)
+    pipeline = backbone.pipeline()
+    if solver:
+        pipeline.scheduler = backbones.solver(solver, pipeline.scheduler)
+    return _painter(backbone, pipeline.to(pick_device(device)), steps, guidance)
+
+
+def _painter(backbone: Backbone, pipeline: Any, steps: int | None, guidance: float | None) -> Painter:
+    pipeline.set_progress_bar_config(disable=True)
+    call = dict(backbone.call)
+    if steps is not None:
+        if backbone.calls and str(steps) not in backbone.calls:
+            raise ConfigError(f"'{backbone.path}' samples in {', '.join(backbone.calls)} steps, not in {steps}")
+        call |= backbone.calls.get(str(steps), {"num_inference_steps": steps})
+    if guidance is not None:
+        call["guidance_scale"] = guidance
+    return Painter(pipeline, call)
+
+
+def pick_device(device: str) -> torch.device:
+    """`auto` is the accelerator if there is one."""
+    if device != "auto":
+        return torch.device(device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def grid(images: Tensor, columns: int, scale: int = 1) -> Tensor:
+    """Images `[N, 3, H, W]` as one picture, `columns` in a row, each pixel enlarged `scale` times."""
+    from torchvision.utils import make_grid
+
+    enlarged = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    return make_grid(enlarged, nrow=columns, padding=2 * scale, pad_value=1.0)
+
+
+def save_png(image: Tensor, path: Any) -> None:
+    """Writes a picture `[3, H, W]` in [0, 1]."""
+    from torchvision.utils import save_image
+
+    from distill.files import written_whole
+
+    with written_whole(path) as part:
+        save_image(image, part, format="png")

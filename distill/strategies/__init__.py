@@ -1,0 +1,24 @@
+"""The terms a recipe can mix, by short class name."""
+
+from distill.adversarial.gan import ApproximateR1, ExactR1, Hinge, Logistic
+from distill.diffusion.levels import Discrete, LogitNormal, Shifted, Uniform
+from distill.strategies.base import Strategy
+from distill.strategies.inputs import Inputs, NoisedData
+from distill.strategies.latent_adversarial import LatentAdversarial
+from distill.strategies.pretraining import DiffusionPretraining
+
+__all__ = [
+    "ApproximateR1",
+    "DiffusionPretraining",
+    "Discrete",
+    "ExactR1",
+    "Hinge",
+    "Inputs",
+    "LatentAdversarial",
+    "LogitNormal",
+    "Logistic",
+    "NoisedData",
+    "Shifted",
+    "Strategy",
+    "Uniform",
+]

@@ -1,0 +1,55 @@
+"""The contract of a strategy: one term of the student's objective, and whatever is trained against it."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from distill.backbones.base import Backbone
+from distill.batch import Batch, Sample
+from distill.frozen import Frozen
+
+
+class Strategy(nn.Module):
+    """One term of the student's objective and whatever is trained against it (its critic).
+
+    A strategy knows no optimizer, device, precision, logging or sharding and never calls backward. Trainable parts go
+    into `critic`; borrowed networks are held in `Frozen`. Whatever it wants to report goes into `report`.
+
+    Args:
+        weight: of this term in the student's objective.
+    """
+
+    def __init__(self, weight: float = 1.0):
+        super().__init__()
+        self.weight = weight
+        self.critic: nn.Module | None = None
+        self.report: dict[str, Tensor] = {}
+
+    def configure(self, backbone: Backbone, teacher: Frozen) -> None:
+        """Builds the critic and frozen helpers; no weights are made or read before this is called.
+
+        Args:
+            backbone: the teacher's pipeline.
+            teacher: its frozen `Denoiser`.
+        """
+
+    def check(self, batch_size: int) -> None:
+        """Refuses a number of samples per process that this term cannot work with.
+
+        Raises:
+            ConfigError: what was given, what is needed, what to do.
+        """
+
+    def student_loss(self, sample: Sample, batch: Batch, step: int) -> Tensor:
+        """This term for the student, 0-dim, unweighted; differentiable towards `sample.x0` or `sample.pixels`.
+
+        Args:
+            sample: the student's answer.
+            batch: data, conditioning and random numbers.
+            step: student updates so far.
+        """
+        raise NotImplementedError
+
+    def critic_loss(self, sample: Sample, batch: Batch, step: int) -> dict[str, Tensor]:
+        """The critic's loss as named 0-dim terms, which are summed; called only where there is a critic."""
+        raise NotImplementedError

@@ -1,0 +1,48 @@
+"""What the student is asked: at which noise levels, and from which data."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from distill.batch import Batch
+from distill.diffusion.levels import Discrete, Levels
+from distill.diffusion.process import Process
+
+
+class Inputs:
+    """Makes the student's question of a batch."""
+
+    def __call__(self, batch: Batch, process: Process, step: int) -> tuple[Tensor, Tensor]:
+        """`(x_t [B, C, H, W], t [B])`."""
+        raise NotImplementedError
+
+    def visited(self, steps: int) -> list[float]:
+        """Levels a student trained with these inputs is sampled at in `steps` steps.
+
+        Raises:
+            ValueError: a number of steps it was not trained for.
+        """
+        raise NotImplementedError
+
+
+class NoisedData(Inputs):
+    """The batch's latents under noise.
+
+    Args:
+        levels: where the student is trained; a few discrete ones for a few-step student.
+        warmup: other levels for the first steps (LADD, section 4: only .5 and .25 at first).
+        warmup_steps: how many.
+    """
+
+    def __init__(self, levels: Levels, warmup: Levels | None = None, warmup_steps: int = 0):
+        self.levels, self.warmup, self.warmup_steps = levels, warmup, warmup_steps
+
+    def __call__(self, batch: Batch, process: Process, step: int) -> tuple[Tensor, Tensor]:
+        levels = self.warmup if self.warmup is not None and step < self.warmup_steps else self.levels
+        t = levels.draw(batch.draws, "inputs/t")
+        return process.add_noise(batch.x0, t, batch.draws.like("inputs/noise", batch.x0)), t
+
+    def visited(self, steps: int) -> list[float]:
+        if not isinstance(self.levels, Discrete):
+            raise ValueError("this network was trained at all noise levels: it is no few-step student")
+        return self.levels.visited(steps)

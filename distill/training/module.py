@@ -1,0 +1,255 @@
+"""`DistillModule`: owns the student, borrows the teacher, asks the student once per batch, gives every player its turn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+
+from distill import backbones
+from distill.batch import Batch, Draws, Sample
+from distill.diffusion.denoiser import Denoiser
+from distill.errors import ConfigError
+from distill.frozen import Frozen
+from distill.strategies.base import Strategy
+from distill.strategies.inputs import Inputs
+from distill.training import parallel
+from distill.training.ema import ema_decay, update_ema
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class DistillModule(L.LightningModule):
+    """Distils a teacher pipeline into a few-step student by any mixture of strategies.
+
+    Args:
+        teacher: a diffusers pipeline: hub id, folder, or the name of a shipped tiny one.
+        strategies: the terms of the student's objective.
+        inputs: what the student is asked.
+        student_optimizer: of the student.
+        critic_optimizer: of all critics together.
+        student_schedule, critic_schedule: learning-rate schedules, stepped with their optimizer.
+        student_clip, critic_clip: largest gradient norm of each player; None does not clip.
+        ema: decay of the student's moving average, which is what is sampled and exported; None keeps none.
+        accumulate: batches per update of each player.
+        critic_updates: critic updates per student update; the extra ones draw fresh batches.
+        seed: of every random number in training.
+        teacher_dtype: of the teacher's weights, `float32` or `bfloat16`.
+        checkpoint: recompute the student's activations in its backward pass.
+        compiled: compile student and teacher per block.
+        patience: stop after this many updates in a row that were not finite.
+
+    Raises:
+        ConfigError: a teacher or setting that cannot work.
+    """
+
+    def __init__(
+        self,
+        teacher: str,
+        strategies: list[Strategy],
+        inputs: Inputs,
+        student_optimizer: OptimizerCallable = torch.optim.AdamW,
+        critic_optimizer: OptimizerCallable = torch.optim.AdamW,
+        student_schedule: LRSchedulerCallable | None = None,
+        critic_schedule: LRSchedulerCallable | None = None,
+        student_clip: float | None = 1.0,
+        critic_clip: float | None = None,
+        ema: float | None = 0.999,
+        accumulate: int = 1,
+        critic_updates: int = 1,
+        seed: int = 0,
+        teacher_dtype: str = "float32",
+        checkpoint: bool = False,
+        compiled: bool = False,
+        patience: int = 20,
+    ):
+        super().__init__()
+        self.automatic_optimization = False
+        if not strategies:
+            raise ConfigError("model.strategies is empty; name at least one, such as LatentAdversarial")
+        if min(accumulate, critic_updates, patience) < 1:
+            raise ConfigError("model.accumulate, model.critic_updates and model.patience must be 1 or more")
+        if teacher_dtype not in DTYPES:
+            raise ConfigError(f"model.teacher_dtype={teacher_dtype} is unknown; choose one of {', '.join(DTYPES)}")
+        self.backbone = backbones.load(teacher)
+        self.teacher_name, self.teacher_dtype = teacher, DTYPES[teacher_dtype]
+        self.strategies: Any = nn.ModuleList(strategies)
+        self.inputs = inputs
+        self.optimizer_makers = student_optimizer, critic_optimizer
+        self.schedule_makers = student_schedule, critic_schedule
+        self.clips, self.ema_target = (student_clip, critic_clip), ema
+        self.accumulate, self.critic_updates = accumulate, critic_updates
+        self.seed, self.checkpoint, self.compiled, self.patience = seed, checkpoint, compiled, patience
+        self.register_buffer("skipped", torch.zeros(2, dtype=torch.long))  # updates skipped: in all, in a row
+        self.student: Denoiser | None = None
+        self.ema: Denoiser | None = None
+
+    # Setting up ---------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        parallel.check_strategy(self.trainer.strategy, str(self.trainer.precision))
+
+    def configure_model(self) -> None:
+        """Reads the weights, builds the critics, and shards; Lightning may call it more than once."""
+        if self.student is not None:
+            return
+        self.student = self.backbone.denoiser()
+        self.ema = None if self.ema_target is None else self.backbone.denoiser().requires_grad_(False)
+        teacher = backbones.load(self.teacher_name, self.teacher_dtype)
+        self.teacher = Frozen(teacher.denoiser())
+        self.text_encoder = Frozen(teacher.text_encoder())
+        self.autoencoder = Frozen(self.backbone.autoencoder())
+        torch.manual_seed(self.seed)  # the critics begin alike on every process
+        for strategy in self.strategies:
+            strategy.configure(self.backbone, self.teacher)
+        mesh = self.device_mesh["data_parallel"] if self._sharded() else None  # type: ignore[index]
+        self.student.train()
+        parallel.prepare(self.student, mesh, self.checkpoint, self.compiled)
+        parallel.prepare(self.teacher.network, mesh, compiled=self.compiled)
+        if self.ema is not None:
+            parallel.prepare(self.ema.eval(), mesh)
+
+    def _sharded(self) -> bool:
+        return self._trainer is not None and isinstance(self.trainer.strategy, ModelParallelStrategy)
+
+    @property
+    def critics(self) -> list[nn.Module]:
+        """The trained parts of all strategies that have one."""
+        return [strategy.critic for strategy in self.strategies if strategy.critic is not None]
+
+    @property
+    def sampled(self) -> Denoiser:
+        """The network that is sampled and exported: the moving average where there is one."""
+        network = self.student if self.ema is None else self.ema
+        assert network is not None
+        return network
+
+    def configure_optimizers(self) -> Any:
+        assert self.student is not None
+        players = [list(self.student.parameters())]
+        if self.critics:
+            players.append([p for critic in self.critics for p in critic.parameters()])
+        optimizers = [make(parameters) for make, parameters in zip(self.optimizer_makers, players, strict=False)]
+        makers = zip(self.schedule_makers, optimizers, strict=False)
+        return optimizers, [make(optimizer) for make, optimizer in makers if make is not None]
+
+    # One batch ----------------------------------------------------------------------------------------------------
+
+    def training_step(self, raw: dict[str, Any], batch_idx: int) -> None:
+        """Critic turns on the student's detached answer, then the student's turn; see `Sample` for the two cuts."""
+        position = self.trainer.fit_loop.total_batch_idx % (self.accumulate * self.critic_updates)
+        asks_student = position >= self.accumulate * (self.critic_updates - 1)
+        updates = (position + 1) % self.accumulate == 0
+        batch, step = self.encode(raw), self.global_step
+        for strategy in self.strategies:
+            strategy.check(len(batch.prompts))
+        with torch.set_grad_enabled(asks_student):
+            sample = self.ask(batch, step)
+        if self.critics:
+            self._critic_turn(sample, batch, step, updates)
+        if asks_student:
+            self._student_turn(sample, batch, step, updates)
+
+    def encode(self, raw: dict[str, Any]) -> Batch:
+        """A batch as the loader gives it: `prompts` and either `x0` (latents) or `pixels`."""
+        with torch.no_grad():
+            cond = {name: tensor.float() for name, tensor in self.text_encoder(raw["prompts"]).items()}
+            x0 = raw["x0"].float() if "x0" in raw else self.autoencoder.network.encode(raw["pixels"]).float()
+        number = self.trainer.fit_loop.total_batch_idx
+        draws = Draws(self.seed, number, self.global_rank * len(x0), len(x0), x0.device)
+        return Batch(x0, cond, raw["prompts"], draws)
+
+    def ask(self, batch: Batch, step: int) -> Sample:
+        """The student's one answer to a batch."""
+        assert self.student is not None
+        x_t, t = self.inputs(batch, self.student.process, step)
+        return Sample(self.student(x_t, t, batch.cond), x_t, t, self.autoencoder)
+
+    def _critic_turn(self, sample: Sample, batch: Batch, step: int, updates: bool) -> None:
+        for name, strategy in self._named():
+            if strategy.critic is not None:
+                terms = strategy.critic_loss(sample, batch, step)
+                loss = torch.stack(list(terms.values())).sum()
+                (loss / self.accumulate).backward()
+                self._log_terms({f"critic/{name}/{term}": value for term, value in terms.items()})
+                self._log_terms({f"critic/{name}/D({what})": value for what, value in strategy.report.items()})
+        if updates:
+            self._update(1, [p for critic in self.critics for p in critic.parameters()])
+
+    def _student_turn(self, sample: Sample, batch: Batch, step: int, updates: bool) -> None:
+        assert self.student is not None
+        for name, strategy in self._named():
+            loss = strategy.student_loss(sample, batch, step)
+            norm = sample.pull(strategy.weight * loss)
+            self._log_terms({f"student/{name}": loss, f"gradient_at_sample/{name}": norm})
+        sample.backward(1 / self.accumulate)
+        if updates and self._update(0, list(self.student.parameters())) and self.ema is not None:
+            update_ema(self.ema, self.student, ema_decay(self.ema_target, step))  # type: ignore[arg-type]
+
+    def _update(self, player: int, parameters: list[nn.Parameter]) -> bool:
+        """Steps one player's optimizer unless its gradient is not finite; returns whether it did."""
+        optimizers = self.optimizers()
+        optimizer: Any = optimizers[player] if isinstance(optimizers, list) else optimizers
+        parallel.average_gradients(parameters)
+        norm = parallel.clip_gradients(parameters, self.clips[player])
+        self.log(("student" if player == 0 else "critic") + "/gradient_norm", norm)
+        finite = bool(norm.isfinite())
+        self._count_skipped(finite)
+        if finite:
+            if player:  # only student updates count as steps (Lightning issue 17958)
+                optimizer._on_before_step = optimizer._on_after_step = _nothing
+            optimizer.step()
+            self._step_schedule(optimizer.optimizer)
+        optimizer.zero_grad(set_to_none=True)
+        return finite
+
+    def _count_skipped(self, finite: bool) -> None:
+        self.skipped[1] = 0 if finite else self.skipped[1] + 1
+        self.skipped[0] += int(not finite)
+        if not finite:
+            self.log("skipped_updates", self.skipped[0].float(), prog_bar=True)
+        if int(self.skipped[1]) >= self.patience:
+            raise ConfigError(
+                f"{self.patience} updates in a row had a gradient that is not finite; lower the learning rates, set "
+                "model.student_clip and model.critic_clip, or use trainer.precision=32-true, then continue from the "
+                "last checkpoint"
+            )
+
+    def _step_schedule(self, optimizer: torch.optim.Optimizer) -> None:
+        for config in self.trainer.lr_scheduler_configs:
+            if config.scheduler.optimizer is optimizer:
+                config.scheduler.step()  # type: ignore[call-arg]
+
+    def _named(self) -> list[tuple[str, Strategy]]:
+        """Strategies with the names their scalars go by; a second one of a class gets a number."""
+        names = [type(strategy).__name__ for strategy in self.strategies]
+        return [
+            (name if names.count(name) == 1 else f"{name}_{index}", strategy)
+            for index, (name, strategy) in enumerate(zip(names, self.strategies, strict=True))
+        ]
+
+    def _log_terms(self, terms: dict[str, Tensor]) -> None:
+        for name, value in terms.items():
+            self.log(name, value.detach(), prog_bar=name.startswith("student/"))
+
+    # What is kept -------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["distill"] = {
+            "teacher": self.teacher_name,
+            "strategies": [name for name, _ in self._named()],
+            "levels": self._student_levels(),
+            "steps": self.global_step,
+        }
+
+    def _student_levels(self) -> list[float]:
+        levels = getattr(self.inputs, "levels", None)
+        return list(getattr(levels, "values", []))
+
+
+def _nothing() -> None:
+    return None

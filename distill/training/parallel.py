@@ -1,0 +1,110 @@
+"""Everything distributed: how a denoiser is prepared for many processes, and how gradients and failures are agreed on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+    Strategy,
+)
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+
+from distill.diffusion.denoiser import Denoiser
+from distill.errors import ConfigError
+
+_FSDP2 = (
+    "{class_path: lightning.pytorch.strategies.ModelParallelStrategy, init_args: "
+    "{data_parallel_size: NUMBER_OF_PROCESSES, tensor_parallel_size: 1}}"
+)
+
+
+def check_strategy(strategy: Strategy, precision: str) -> None:
+    """Refuses what cannot train two players by hand.
+
+    Raises:
+        ConfigError: FSDP1, tensor parallelism, fp16, or a strategy this package was never tried with.
+    """
+    if isinstance(strategy, FSDPStrategy):
+        raise ConfigError(
+            "trainer.strategy=fsdp (FSDP1) does not support manual optimization in Lightning; use FSDP2 instead, "
+            f"trainer.strategy: {_FSDP2}"
+        )
+    if isinstance(strategy, ModelParallelStrategy):
+        if strategy._tensor_parallel_size != 1:
+            raise ConfigError(
+                "ModelParallelStrategy is used as FSDP2 here and its default shards nothing on one node; "
+                f"set trainer.strategy: {_FSDP2}"
+            )
+    elif not isinstance(strategy, DDPStrategy | SingleDeviceStrategy):
+        raise ConfigError(
+            f"trainer.strategy={type(strategy).__name__} is not supported; choose auto, ddp, or FSDP2: {_FSDP2}"
+        )
+    if precision.startswith("16"):
+        raise ConfigError(
+            f"trainer.precision={precision} is not supported: half precision overflows in the adversarial terms; "
+            "use bf16-mixed or 32-true"
+        )
+
+
+def prepare(
+    denoiser: Denoiser, mesh: DeviceMesh | None = None, checkpoint: bool = False, compiled: bool = False
+) -> None:
+    """Activation checkpointing, compilation and sharding of a denoiser, in this order, each per block.
+
+    Args:
+        denoiser: the network, its taps in place.
+        mesh: the data-parallel mesh to shard over (FSDP2); None leaves it whole.
+        checkpoint: recompute activations in the backward pass.
+        compiled: `torch.compile` each block.
+    """
+    if checkpoint:
+        denoiser.network.enable_gradient_checkpointing()
+    if compiled:
+        for block in denoiser.blocks:
+            block.compile()
+    if mesh is not None and not isinstance(denoiser.network, FSDPModule):
+        for block in denoiser.blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(denoiser.network, mesh=mesh)
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Averages the gradients of replicated parameters over all processes; sharded ones have been reduced already."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None and not isinstance(p.grad, DTensor)]
+    if not gradients:
+        return
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def average(value: Tensor) -> Tensor:
+    """The mean of a 0-dim value over all processes."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return value
+    value = value.detach().clone()
+    dist.all_reduce(value)
+    return value / dist.get_world_size()
+
+
+def clip_gradients(parameters: list[nn.Parameter], limit: float | None) -> Tensor:
+    """Scales the gradients to a global norm of at most `limit`; returns the norm before, 0-dim, over all shards."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    if limit is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return norm
