@@ -1,4 +1,4 @@
-"""What travels through a training step: the batch, its random numbers, and the student's one answer with its two cuts."""
+"""What travels through a training step: the batch, its random numbers, the student's one answer and its two cuts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Cond = dict[str, Tensor]  # conditioning tensors, each [B, ...]; every backbone gives "text" [B, L, D] and "pooled" [B, P]
+Cond = dict[
+    str, Tensor
+]  # conditioning tensors, each [B, ...]; every backbone gives "text" [B, L, D] and "pooled" [B, P]
 
 
 @dataclass(frozen=True)

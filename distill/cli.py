@@ -1,22 +1,24 @@
-"""The `distill` command."""
+"""The commands; nothing else. Each imports what it needs, so that `distill --help` stays quick."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
+from typing import Any
 
 HELP = """\
 usage: distill COMMAND [options]
 
 Turns a slow diffusion pipeline into a 1-4 step one.
 
-  fit        train a student:             distill fit --config recipes/tiny_ladd.yaml
-  validate   metrics of a checkpoint:     distill validate --config RECIPE --ckpt_path CHECKPOINT
-  test       the same on the test set
-  generate   teacher-made training data:  distill generate latents --teacher PIPELINE --output FOLDER
-  sample     images from prompts:         distill sample --pipeline FOLDER --prompt "a red ring" --steps 1
-  evaluate   metrics of a pipeline:       distill evaluate --pipeline FOLDER --steps 1
-  export     checkpoint to pipeline:      distill export --checkpoint CHECKPOINT --output FOLDER
+  fit        train a student              distill fit --config recipes/tiny_ladd.yaml
+  validate   metrics of a checkpoint      distill validate --config RECIPE --ckpt_path CHECKPOINT
+  test       the same on the test set     distill test --config RECIPE --ckpt_path CHECKPOINT
+  generate   teacher-made training data   distill generate latents --teacher PIPELINE --output FOLDER
+  export     checkpoint to pipeline       distill export --checkpoint CHECKPOINT --output FOLDER
+  sample     images from prompts          distill sample --pipeline FOLDER --prompt "a red ring" --steps 1
+  evaluate   metrics of a pipeline        distill evaluate --pipeline FOLDER --steps 1
 
 `distill COMMAND --help` lists a command's options."""
 
@@ -29,25 +31,206 @@ def main(arguments: list[str] | None = None) -> None:
         return
     from distill.errors import ConfigError
 
-    commands = {name: _train for name in ("fit", "validate", "test")} | _others()
-    if arguments[0] not in commands:
-        _fail(f"'{arguments[0]}' is no command of distill; choose one of {', '.join(commands)}")
+    command, rest = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        _fail(f"'{command}' is no command; choose one of {', '.join(COMMANDS)}")
+    _quiet()
     try:
-        commands[arguments[0]](arguments)
+        COMMANDS[command](command, rest)
     except ConfigError as error:
         _fail(str(error))
 
 
-def _others() -> dict[str, Callable[[list[str]], None]]:
-    return {}
+def sample(
+    pipeline: str,
+    output: str = "samples",
+    prompt: list[str] | None = None,
+    prompts: str | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    solver: str | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+    columns: int = 8,
+    scale: int = 1,
+    device: str = "auto",
+) -> None:
+    """Paints prompts: single PNG files and one grid.
+
+    Args:
+        pipeline: shipped pipeline, folder or hub id.
+        output: folder for 00000.png, ..., grid.png and prompts.txt.
+        prompt: one or more prompts.
+        prompts: a text file with one prompt per line.
+        steps: of the sampler; what the pipeline's folder says if not given.
+        guidance: classifier-free guidance; what the folder says if not given.
+        solver: a diffusers scheduler in place of the pipeline's own.
+        seed: image i starts from the noise of seed + i.
+        batch_size: images per call.
+        columns: of the grid.
+        scale: enlargement of each pixel in the grid.
+        device: auto, cpu, cuda, ...
+    """
+    from pathlib import Path
+
+    from distill.data.generate import read_prompts
+    from distill.errors import ConfigError
+    from distill.inference import grid, open_painter, save_png
+
+    lines = [*(prompt or []), *(read_prompts(prompts) if prompts else [])]
+    if not lines:
+        raise ConfigError("nothing to paint; give --prompt '[\"a red ring\"]' or --prompts FILE")
+    images = open_painter(pipeline, steps, guidance, solver, device)(lines, seed, batch_size)
+    for index, image in enumerate(images):
+        save_png(image, Path(output) / f"{index:05d}.png")
+    save_png(grid(images, columns, scale), Path(output) / "grid.png")
+    (Path(output) / "prompts.txt").write_text("\n".join(lines) + "\n")
+    print(f"{len(images)} images and their grid are in {output}")
 
 
-def _train(arguments: list[str]) -> None:
+def evaluate(
+    pipeline: str | None = None,
+    checkpoint: str | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    solver: str | None = None,
+    samples: int = 10000,
+    seed: int = 0,
+    batch_size: int = 128,
+    reference: str = "shapes",
+    prompts: str | None = None,
+    inception: str | None = None,
+    clip: str | None = None,
+    clip_weights: str = "laion2b_s34b_b88k",
+    output: str | None = None,
+    device: str = "auto",
+) -> None:
+    """Measures a pipeline or a checkpoint's student against a reference set and prints the values as JSON.
+
+    Args:
+        pipeline: shipped pipeline, folder or hub id.
+        checkpoint: a checkpoint of `distill fit`, in place of a pipeline.
+        steps: of the sampler; what the pipeline's folder says if not given.
+        guidance: classifier-free guidance; what the folder says if not given.
+        solver: a diffusers scheduler in place of the pipeline's own.
+        samples: number of images.
+        seed: of their noise.
+        batch_size: images per call.
+        reference: `shapes` (fid_shapes, alignment) or a folder of real images (Inception FID, CLIP score).
+        prompts: for a folder of real images, a text file with one prompt per line.
+        inception: Inception weight file; downloaded if not given.
+        clip: open_clip architecture for the CLIP score, such as ViT-g-14; none if not given.
+        clip_weights: its open_clip tag or weight file.
+        output: a JSON file to write the values to as well.
+        device: auto, cpu, cuda, ...
+    """
+    from distill.data.generate import read_prompts
+    from distill.errors import ConfigError
+    from distill.evaluation.evaluate import evaluate_on_images, evaluate_on_shapes
+    from distill.files import save_json
+    from distill.inference import open_painter, open_student_painter, pick_device
+
+    if (pipeline is None) == (checkpoint is None):
+        raise ConfigError("give either --pipeline or --checkpoint")
+    if checkpoint:
+        painter = open_student_painter(checkpoint, steps, device)
+    else:
+        painter = open_painter(str(pipeline), steps, guidance, solver, device)
+    if reference == "shapes":
+        values = evaluate_on_shapes(painter, samples, seed, batch_size)
+    else:
+        if prompts is None:
+            raise ConfigError("real images need captions to paint; give --prompts FILE with one per line")
+        tower = (clip, clip_weights) if clip else None
+        values = evaluate_on_images(
+            painter, read_prompts(prompts), reference, samples, seed, batch_size, inception, tower, pick_device(device)
+        )
+    print(json.dumps(values, indent=2))
+    if output:
+        save_json(values, output)
+
+
+def export(
+    checkpoint: str,
+    output: str,
+    teacher: str | None = None,
+    raw: bool = False,
+    half: bool = False,
+    metrics: str | None = None,
+) -> None:
+    """Writes a checkpoint's student as a pipeline that stock diffusers loads.
+
+    Args:
+        checkpoint: as `distill fit` wrote it, file or sharded folder.
+        output: the diffusers folder; replaced as a whole.
+        teacher: where the teacher's pipeline is now, if not where it was.
+        raw: the trained weights rather than their moving average.
+        half: store float16.
+        metrics: a JSON file of measured metrics for the model card.
+    """
+    from distill import export as exporting
+
+    student = exporting.export(checkpoint, output, teacher, raw, half, metrics)
+    print(f"{output}: student of {student.facts['teacher']} after {student.facts['steps']} updates")
+
+
+def _generate(command: str, arguments: list[str]) -> None:
+    from distill.training.generating import generate_latents
+
+    kinds = {"latents": generate_latents}
+    if not arguments or arguments[0] not in kinds:
+        given = f"'{arguments[0]}'" if arguments else "nothing"
+        _fail(f"distill generate makes {', '.join(kinds)}; got {given}")
+    _call(kinds[arguments[0]], f"generate {arguments[0]}", arguments[1:])
+
+
+def _train(command: str, arguments: list[str]) -> None:
     from distill.training.cli import DistillCLI
 
-    DistillCLI(args=arguments)
+    DistillCLI([command, *arguments])
 
 
-def _fail(message: str) -> None:
-    print(f"distill: error: {message}", file=sys.stderr)
+def _function(function: Callable[..., None]) -> Callable[[str, list[str]], None]:
+    return lambda command, arguments: _call(function, command, arguments)
+
+
+def _call(function: Callable[..., None], command: str, arguments: list[str]) -> None:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog=f"distill {command}", description=(function.__doc__ or "").split("\n")[0])
+    parser.error = _fail  # type: ignore[method-assign,assignment]
+    parser.add_argument("--config", action="config", help="a YAML file with these options")
+    parser.add_function_arguments(function, as_positional=False)
+    options = parser.parse_args(arguments)
+    options.pop("config", None)
+    function(**parser.instantiate_classes(options).as_dict())
+
+
+def _quiet() -> None:
+    """Keeps the libraries' own progress bars and advice out of ours."""
+    import os
+    import warnings
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    from diffusers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    warnings.filterwarnings("ignore")
+
+
+def _fail(message: str, *_: Any) -> None:
+    print(f"distill: error: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(2)
+
+
+COMMANDS: dict[str, Callable[[str, list[str]], None]] = {
+    "fit": _train,
+    "validate": _train,
+    "test": _train,
+    "generate": _generate,
+    "export": _function(export),
+    "sample": _function(sample),
+    "evaluate": _function(evaluate),
+}

@@ -27,6 +27,10 @@ class Frozen(nn.Module):
         """The borrowed network itself."""
         return self._held[0]
 
+    def train(self, mode: bool = True) -> Frozen:
+        """Stays in eval mode."""
+        return super().train(False)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.network(*args, **kwargs)
 

@@ -83,6 +83,29 @@ def open_painter(
     return _painter(backbone, pipeline.to(pick_device(device)), steps, guidance)
 
 
+def open_student_painter(checkpoint: str, steps: int | None = None, device: str = "auto") -> Painter:
+    """A checkpoint's student, as it would be exported.
+
+    Args:
+        checkpoint: of `distill fit`.
+        steps: of the sampler; 1 if not given.
+        device: `auto`, `cpu`, `cuda`, ...
+
+    Raises:
+        ConfigError: no such checkpoint, or a number of steps its student was not trained for.
+    """
+    from distill.export import load_student
+
+    student = load_student(checkpoint)
+    pipeline = student.pipeline().to(pick_device(device))
+    pipeline.set_progress_bar_config(disable=True)
+    if not student.calls:
+        return _painter(student.backbone, pipeline, steps, None)
+    if str(steps or 1) not in student.calls:
+        raise ConfigError(f"'{checkpoint}' samples in {', '.join(student.calls)} steps, not in {steps}")
+    return Painter(pipeline, student.calls[str(steps or 1)])
+
+
 def _painter(backbone: Backbone, pipeline: Any, steps: int | None, guidance: float | None) -> Painter:
     pipeline.set_progress_bar_config(disable=True)
     call = dict(backbone.call)

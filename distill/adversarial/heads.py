@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -57,11 +58,12 @@ class GridHead(nn.Module):
         ValueError: an unknown norm.
     """
 
-    def __init__(
-        self, width: int, cond: int, hidden: int | None = None, norm: str = "local_batch", project: int = 64
-    ):
+    def __init__(self, width: int, cond: int, hidden: int | None = None, norm: str = "local_batch", project: int = 64):
         super().__init__()
-        norms = {"local_batch": BatchNormLocal, "group": lambda channels: nn.GroupNorm(8, channels)}
+        norms: dict[str, Callable[[int], nn.Module]] = {
+            "local_batch": BatchNormLocal,
+            "group": lambda channels: nn.GroupNorm(8, channels),
+        }
         if norm not in norms:
             raise ValueError(f"head norm '{norm}' is unknown; choose one of {', '.join(norms)}")
         hidden = hidden or width
@@ -88,6 +90,8 @@ class HeadCondition(nn.Module):
         pooled: size of the pooled text embedding.
         frequencies: of the sinusoidal embedding of t.
     """
+
+    frequencies: Tensor
 
     def __init__(self, pooled: int, frequencies: int = 32):
         super().__init__()

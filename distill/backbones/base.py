@@ -46,6 +46,11 @@ class Autoencoder(nn.Module):
 class TextEncoder(nn.Module):
     """Prompts to conditioning tensors. Subclasses hold the family's encoders as submodules."""
 
+    @property
+    def components(self) -> dict[str, Any]:
+        """Tokenizers and encoders by their names in the pipeline."""
+        raise NotImplementedError
+
     def forward(self, prompts: list[str]) -> Cond:
         """B prompts -> at least `text` `[B, L, D]` and `pooled` `[B, P]`."""
         raise NotImplementedError
@@ -108,7 +113,7 @@ class Backbone:
         """The stock diffusers pipeline, with `components` in place of its own."""
         from diffusers import DiffusionPipeline
 
-        return DiffusionPipeline.from_pretrained(self.path, torch_dtype=self.dtype, **self.absent, **components)
+        return DiffusionPipeline.from_pretrained(self.path, torch_dtype=self.dtype, **{**self.absent, **components})
 
     def student_pipeline(self, student: Denoiser, **components: Any) -> Any:
         """A stock pipeline around `student` with the few-step scheduler."""

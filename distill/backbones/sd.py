@@ -44,6 +44,10 @@ class SDTextEncoder(TextEncoder):
         super().__init__()
         self.tokenizer, self.encoder = tokenizer, encoder
 
+    @property
+    def components(self) -> dict[str, Any]:
+        return {"tokenizer": self.tokenizer, "text_encoder": self.encoder}
+
     def forward(self, prompts: list[str]) -> Cond:
         """B prompts -> `text` `[B, L, D]`, `pooled` `[B, D]`."""
         tokens = self.tokenizer(

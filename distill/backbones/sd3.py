@@ -56,6 +56,12 @@ class SD3TextEncoder(TextEncoder):
         )
         self.pipeline, self.tokens = pipeline, tokens
 
+    @property
+    def components(self) -> dict[str, Any]:
+        kinds = ("text_encoder", "tokenizer")
+        names = [kind + suffix for kind in kinds for suffix in ("", "_2", "_3")]
+        return {name: getattr(self.pipeline, name) for name in names}
+
     def forward(self, prompts: list[str]) -> Cond:
         """B prompts -> `text` `[B, L + tokens, D]`, `pooled` `[B, P]`."""
         text, _, pooled, _ = self.pipeline.encode_prompt(

@@ -124,7 +124,8 @@ class TeacherLatents(Maker):
     """
 
     def __init__(self, backbone: Backbone, folder: str | Path, generation: Generation):
-        self.backbone, self.generation, self._pipeline = backbone, generation, None
+        self.backbone, self.generation = backbone, generation
+        self._pipeline: Any = None
         settings = {"kind": "teacher", "teacher": backbone.fingerprint, **asdict(generation)}
         super().__init__(folder, settings, generation.count, generation.shard_size, generation.batch_size)
         self.lines = None if generation.prompts == SHAPES else read_prompts(generation.prompts)

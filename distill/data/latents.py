@@ -50,6 +50,12 @@ class LatentsData(L.LightningDataModule):
         self.batch_size, self.seed, self.workers = batch_size, seed, workers
         self.reference = ShapesDataset(reference, seed=1)
 
+    @property
+    def description(self) -> str:
+        """What the data is, for a student's model card."""
+        made = self.generation
+        return f"{made.count} latents of {self.teacher} ({made.steps} steps, guidance {made.guidance})"
+
     def check(self) -> None:
         """Refuses latents that cannot be used or made.
 
@@ -124,6 +130,11 @@ class EncodedShapesData(L.LightningDataModule):
         super().__init__()
         self.folder, self.teacher, self.count, self.drop_prompts = folder, teacher, count, drop_prompts
         self.batch_size, self.seed = batch_size, seed
+
+    @property
+    def description(self) -> str:
+        """What the data is, for a model card."""
+        return f"{self.count} drawn images, encoded"
 
     def prepare_data(self) -> None:
         make_here(EncodedShapes(backbones.load(self.teacher), self.folder, self.count), "encoding shapes")

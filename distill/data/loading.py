@@ -52,6 +52,11 @@ class GlobalBatchSampler(Sampler[list[int]]):
         self.length, self.batch_size, self.seed, self.shuffle = length, batch_size, seed, shuffle
         self.rank, self.world_size, self.epoch = rank, world_size, 0
 
+    @property
+    def sampler(self) -> GlobalBatchSampler:
+        """Itself: Lightning looks for `set_epoch` on the sampler of a batch sampler, not on the batch sampler."""
+        return self
+
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this at the start of every epoch, resumed ones included."""
         self.epoch = epoch
@@ -66,6 +71,25 @@ class GlobalBatchSampler(Sampler[list[int]]):
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             first = start + self.rank * share
             yield order[first : first + share].tolist()
+
+
+class ResumableLoader(StatefulDataLoader):
+    """A loader whose state holds the epoch, and says right after the last batch that the epoch is over.
+
+    torchdata notices that only when asked for one more batch, so a run resumed from there would go through an empty
+    epoch; and Lightning calls `set_epoch` on a resumed run only after its workers have begun to fetch.
+    """
+
+    batch_sampler: GlobalBatchSampler
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        over = self._iterator._num_yielded >= len(self)
+        return {**state, "_iterator_finished": over, "epoch": self.batch_sampler.epoch + over}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.batch_sampler.set_epoch(state_dict["epoch"])
+        super().load_state_dict(state_dict)
 
 
 def _as_is(batch: Any) -> Any:
@@ -84,7 +108,7 @@ def loader(
     """A loader whose position goes into the checkpoint, so that a resumed run continues mid-epoch."""
     rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
     sampler = GlobalBatchSampler(len(dataset), batch_size, seed, rank, world, shuffle)
-    return StatefulDataLoader(
+    return ResumableLoader(
         dataset,  # type: ignore[arg-type]
         batch_sampler=sampler,
         collate_fn=collate,

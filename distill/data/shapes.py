@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -150,7 +151,7 @@ def _uniforms(seed: int, indices: Sequence[int]) -> Tensor:
     return torch.from_numpy((z >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24))
 
 
-def _mix(z: np.ndarray | np.uint64) -> np.ndarray:
+def _mix(z: Any) -> Any:
     with np.errstate(over="ignore"):
         z = np.asarray(z, np.uint64) + np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

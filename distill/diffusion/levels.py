@@ -89,7 +89,7 @@ class Discrete(Levels):
 
 
 class Shifted(Levels):
-    """Other levels pushed towards noise for a higher resolution, `t' = s t / (1 + (s - 1) t)` (arXiv 2403.03206, Eq. 23).
+    """Other levels pushed towards noise for a higher resolution, `t' = s t / (1 + (s - 1) t)` (SD3, Eq. 23).
 
     Args:
         levels: the distribution to shift.

@@ -1,1 +1,117 @@
 """A pipeline's images against a reference set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from distill.data.shapes_data import ShapesDataset
+from distill.errors import ConfigError
+from distill.evaluation.metrics import Alignment, ClipScore, FidShapes, inception_fid
+from distill.inference import Painter
+
+IMAGES = {".png", ".jpg", ".jpeg", ".webp"}
+HELD_OUT = 1  # seed of the drawn images that no teacher and no student has seen
+
+
+def evaluate_on_shapes(painter: Painter, samples: int, seed: int = 0, batch_size: int = 128) -> dict[str, Any]:
+    """`fid_shapes` and `alignment` of images painted from the captions of held-out drawn images, against these images.
+
+    Args:
+        painter: what is measured.
+        samples: images on each side; the distance depends on it.
+        seed: of the images' noise.
+        batch_size: images per call.
+    """
+    held_out = ShapesDataset(samples, seed=HELD_OUT)
+    fid, alignment = FidShapes(), Alignment()
+    prompts = []
+    for start in range(0, samples, batch_size):
+        batch = held_out.__getitems__(list(range(start, min(start + batch_size, samples))))
+        fid.update(batch["pixels"] / 2 + 0.5, real=True)
+        prompts += batch["prompts"]
+    painted = painter.stream(prompts, seed, batch_size)
+    for part, images in _tracked(painted, samples, batch_size):
+        fid.update(images, real=False)
+        alignment.update(images, [prompts[index] for index in part])
+    return {
+        "fid_shapes": round(fid.compute().item(), 3),
+        "alignment": round(alignment.compute().item(), 5),
+        "samples": samples,
+        "seed": seed,
+        "reference": f"{samples} held-out drawn images",
+    }
+
+
+def evaluate_on_images(
+    painter: Painter,
+    prompts: list[str],
+    reference: str | Path,
+    samples: int,
+    seed: int = 0,
+    batch_size: int = 16,
+    inception: str | None = None,
+    clip: tuple[str, str] | None = None,
+    device: torch.device | None = None,
+) -> dict[str, Any]:
+    """Inception FID (torchmetrics) against a folder of images and, if asked for, the CLIP score (open_clip).
+
+    Args:
+        painter: what is measured.
+        prompts: used in turn.
+        reference: folder of real images, resized and centre-cropped to the painted size.
+        samples: painted images.
+        seed: of their noise.
+        batch_size: images per call.
+        inception: Inception weight file; downloaded if not given.
+        clip: open_clip architecture, and its tag or weight file.
+        device: of the reference networks.
+
+    Raises:
+        ConfigError: a reference without images.
+    """
+    device = device or torch.device("cpu")
+    fid = inception_fid(inception).to(device)
+    score = ClipScore(*clip).to(device) if clip else None
+    asked = [prompts[index % len(prompts)] for index in range(samples)]
+    size: tuple[int, int] | None = None
+    for part, images in _tracked(painter.stream(asked, seed, batch_size), samples, batch_size):
+        size = (images.shape[-2], images.shape[-1])
+        fid.update(images.to(device), real=False)
+        if score is not None:
+            score.update(images.to(device), [asked[index] for index in part])
+    assert size is not None
+    count = 0
+    for image in reference_images(reference, size):
+        fid.update(image[None].to(device), real=True)
+        count += 1
+    values = {"fid_inception": fid.compute().item()} | ({"clip_score": score.compute().item()} if score else {})
+    return {**values, "samples": samples, "seed": seed, "reference": f"{count} images of {reference}"}
+
+
+def reference_images(folder: str | Path, size: tuple[int, int]) -> Iterator[Tensor]:
+    """The images of a folder, resized on the shorter side and centre-cropped to `size`: `[3, H, W]` in [0, 1].
+
+    Raises:
+        ConfigError: no such folder, or no images in it.
+    """
+    from torchvision.io import ImageReadMode, decode_image
+    from torchvision.transforms.v2 import functional as F
+
+    files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGES)
+    if len(files) < 2:
+        raise ConfigError(f"the reference '{folder}' holds {len(files)} images; give a folder with 2 or more")
+    for file in files:
+        image = decode_image(str(file), ImageReadMode.RGB).float() / 255
+        factor = max(size[0] / image.shape[1], size[1] / image.shape[2])
+        resized = [max(side, round(old * factor)) for side, old in zip(size, image.shape[1:], strict=True)]
+        yield F.center_crop(F.resize(image, resized, antialias=True), list(size)).clamp(0, 1)
+
+
+def _tracked(painted: Iterator[Any], samples: int, batch_size: int) -> Any:
+    return track(painted, "painting", total=-(-samples // batch_size), transient=True)

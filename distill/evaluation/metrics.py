@@ -1,4 +1,4 @@
-"""Metrics of finished images: on drawn shapes with the shapes judge, on real images with the field's reference models."""
+"""Metrics of finished images: drawn shapes by the shapes judge, real images by the field's reference models."""
 
 from __future__ import annotations
 

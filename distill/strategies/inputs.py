@@ -7,6 +7,7 @@ from torch import Tensor
 from distill.batch import Batch
 from distill.diffusion.levels import Discrete, Levels
 from distill.diffusion.process import Process
+from distill.errors import ConfigError
 
 
 class Inputs:
@@ -16,13 +17,21 @@ class Inputs:
         """`(x_t [B, C, H, W], t [B])`."""
         raise NotImplementedError
 
+    few_levels: list[
+        float
+    ] = []  # the levels a few-step student is trained at, most noise first; none for other networks
+
     def visited(self, steps: int) -> list[float]:
-        """Levels a student trained with these inputs is sampled at in `steps` steps.
+        """The levels a student trained with these inputs is sampled at in `steps` steps.
 
         Raises:
-            ValueError: a number of steps it was not trained for.
+            ConfigError: a number of steps it was not trained for.
         """
-        raise NotImplementedError
+        if not 1 <= steps <= len(self.few_levels):
+            raise ConfigError(
+                f"this student samples in 1 to {len(self.few_levels)} steps, as many as it has levels; not in {steps}"
+            )
+        return Discrete(self.few_levels).visited(steps)
 
 
 class NoisedData(Inputs):
@@ -36,13 +45,9 @@ class NoisedData(Inputs):
 
     def __init__(self, levels: Levels, warmup: Levels | None = None, warmup_steps: int = 0):
         self.levels, self.warmup, self.warmup_steps = levels, warmup, warmup_steps
+        self.few_levels = list(levels.values) if isinstance(levels, Discrete) else []
 
     def __call__(self, batch: Batch, process: Process, step: int) -> tuple[Tensor, Tensor]:
         levels = self.warmup if self.warmup is not None and step < self.warmup_steps else self.levels
         t = levels.draw(batch.draws, "inputs/t")
         return process.add_noise(batch.x0, t, batch.draws.like("inputs/noise", batch.x0)), t
-
-    def visited(self, steps: int) -> list[float]:
-        if not isinstance(self.levels, Discrete):
-            raise ValueError("this network was trained at all noise levels: it is no few-step student")
-        return self.levels.visited(steps)

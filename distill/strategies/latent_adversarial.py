@@ -6,12 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from distill.adversarial.gan import (
+    R1,
     ApproximateR1,
-    ExactR1,
     GanLoss,
     Hinge,
     Logits,
-    R1,
     finite_difference_penalty,
     gradient_penalty,
 )

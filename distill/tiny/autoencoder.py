@@ -40,7 +40,7 @@ class AutoencoderTraining(L.LightningModule):
 
         super().__init__()
         self.output, self.lr, self.kl, self.measured = output, lr, kl, measured
-        self.autoencoder = AutoencoderKL(
+        self.autoencoder: Any = AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 3,
             up_block_types=("UpDecoderBlock2D",) * 3,
             block_out_channels=channels,

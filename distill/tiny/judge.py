@@ -33,7 +33,8 @@ class JudgeTraining(L.LightningModule):
         pixels, truth = batch["pixels"], batch["attributes"]
         strength = self.noise * torch.rand(len(pixels), 1, 1, 1, device=pixels.device)
         logits = self.judge(pixels + strength * torch.randn_like(pixels))
-        loss = sum(cross_entropy(x, y, ignore_index=-1) for x, y in zip(logits, truth.unbind(1), strict=True))
+        columns = zip(logits, truth.unbind(1), strict=True)
+        loss = torch.stack([cross_entropy(x, y, ignore_index=-1) for x, y in columns]).sum()
         right = torch.stack([x.argmax(1) for x in logits], 1) == truth
         self.log("accuracy", right[truth >= 0].float().mean(), prog_bar=True)
         self.log("loss", loss, prog_bar=True)

@@ -1,7 +1,8 @@
-"""The tiny pipelines' text side: a CLIP tokenizer for the captions' words and two contrastively trained CLIP encoders."""
+"""The tiny pipelines' text side: a CLIP tokenizer for the captions and two contrastively trained CLIP encoders."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ MAX_TOKENS = 18  # start + 16 words of the longest caption + end
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """A `CLIPTokenizer` whose byte-pair merges were learnt on the captions, so that every word of theirs is one token."""
+    """A `CLIPTokenizer` with merges learnt on the captions, so that every word of theirs is one token."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 
@@ -37,10 +38,8 @@ def build_tokenizer() -> CLIPTokenizer:
         show_progress=False,
     )
     model.train_from_iterator(shapes.captions(0, range(4096)), trainer)
-    import json
-
     learnt = json.loads(model.to_str())["model"]
-    merges = [tuple(pair) if not isinstance(pair, str) else tuple(pair.split(" ")) for pair in learnt["merges"]]
+    merges: Any = [tuple(pair) for pair in learnt["merges"]]
     return CLIPTokenizer(vocab=learnt["vocab"], merges=merges, model_max_length=MAX_TOKENS, pad_token="<|endoftext|>")
 
 
@@ -81,10 +80,10 @@ class TextEncoderTraining(L.LightningModule):
         super().__init__()
         self.output, self.lr = output, lr
         self.tokenizer = build_tokenizer()
-        self.encoders = nn.ModuleList(build_text_encoder(self.tokenizer, width, projection) for width in widths)
+        self.encoders: Any = nn.ModuleList(build_text_encoder(self.tokenizer, width, projection) for width in widths)
         self.tower = ShapesJudge(sizes=(projection,) * len(widths), width=16)
         self.scale = nn.Parameter(torch.tensor(2.0))
-        self.contrast = ClipLoss()
+        self.contrast: Any = ClipLoss()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         tokens = self.tokenizer(

@@ -1,1 +1,143 @@
-"""What a run shows of itself."""
+"""What a run shows of itself: image grids, speed and memory, and metrics against drawn images."""
+
+from __future__ import annotations
+
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from distill.data import shapes
+from distill.evaluation.metrics import Alignment, FidShapes
+from distill.inference import Painter, grid, save_png
+from distill.training.module import DistillModule
+
+
+class SampleGrid(L.Callback):
+    """Images of the same prompts and noise, one row per number of steps, to TensorBoard and as PNG files.
+
+    Args:
+        prompts: what is painted; shapes captions if not given.
+        steps: numbers of student steps.
+        every: student updates between two grids; 0 for none.
+        folder: where the PNG files go; `samples` under the trainer's default_root_dir if not given.
+        scale: enlargement of each pixel.
+    """
+
+    def __init__(
+        self,
+        prompts: list[str] | None = None,
+        steps: tuple[int, ...] = (1, 2, 4),
+        every: int = 500,
+        folder: str | None = None,
+        scale: int = 2,
+    ):
+        self.prompts = prompts or shapes.captions(seed=2, indices=range(12))
+        self.steps, self.every, self.folder, self.scale = steps, every, folder, scale
+        self._last = -1
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
+        step = trainer.global_step
+        if self.every and step and step % self.every == 0 and step != self._last:
+            self._last = step
+            self.paint(trainer, module)
+
+    def paint(self, trainer: L.Trainer, module: DistillModule) -> None:
+        """Paints one grid; every process takes part, the first one writes."""
+        rows = [painter(self.prompts) for painter in painters(module, self.steps).values()]
+        if not trainer.is_global_zero:
+            return
+        picture = grid(torch.cat(rows), columns=len(self.prompts), scale=self.scale)
+        folder = Path(self.folder or Path(trainer.default_root_dir) / "samples")
+        save_png(picture, folder / f"step-{trainer.global_step:06d}.png")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image(
+                    "samples/steps_" + "_".join(map(str, self.steps)), picture, trainer.global_step
+                )
+
+
+class Evaluation(L.Callback):
+    """`fid_shapes` and `alignment` of the student at some numbers of steps, during validation and test.
+
+    Args:
+        steps: numbers of student steps.
+        seed: of the images' noise.
+    """
+
+    def __init__(self, steps: tuple[int, ...] = (1, 4), seed: int = 0):
+        self.steps, self.seed = steps, seed
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, module: Any) -> None:
+        self.painters = painters(module, self.steps)
+        self.metrics = {n: (FidShapes().to(module.device), Alignment().to(module.device)) for n in self.steps}
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        real, prompts = batch["pixels"] / 2 + 0.5, batch["prompts"]
+        first = (batch_idx * trainer.world_size + trainer.global_rank) * len(prompts)
+        for n, (fid, alignment) in self.metrics.items():
+            images = self.painters[n](prompts, self.seed + first, len(prompts)).to(module.device)
+            fid.update(real, real=True)
+            fid.update(images, real=False)
+            alignment.update(images, prompts)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
+        for n, (fid, alignment) in self.metrics.items():
+            values = {f"fid_shapes/steps_{n}": fid.compute(), f"alignment/steps_{n}": alignment.compute()}
+            module.log_dict({name: value.float() for name, value in values.items()}, sync_dist=False)
+
+    def on_test_epoch_start(self, trainer: L.Trainer, module: Any) -> None:
+        self.on_validation_epoch_start(trainer, module)
+
+    def on_test_batch_end(self, trainer: L.Trainer, module: Any, *rest: Any) -> None:
+        self.on_validation_batch_end(trainer, module, *rest)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
+        self.on_validation_epoch_end(trainer, module)
+
+
+class RunMonitor(L.Callback):
+    """Images per second, learning rates and peak memory, beside what the module logs.
+
+    Args:
+        every: batches between two measurements.
+    """
+
+    def __init__(self, every: int = 20):
+        self.every = every
+        self._since, self._images = time.perf_counter(), 0
+
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        self._since, self._images = time.perf_counter(), 0
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._images += len(batch["prompts"]) * trainer.world_size
+        if (batch_idx + 1) % self.every:
+            return
+        now = time.perf_counter()
+        module.log("images/s", self._images / (now - self._since), prog_bar=True)
+        self._since, self._images = now, 0
+        module.log("peak_memory_GiB", peak_memory() / 2**30)
+        for name, optimizer in zip(("student", "critic"), trainer.optimizers, strict=False):
+            module.log(f"{name}/learning_rate", optimizer.param_groups[0]["lr"])
+
+
+def peak_memory() -> int:
+    """Bytes: of the accelerator if there is one, of this process otherwise."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def painters(module: DistillModule, steps: tuple[int, ...]) -> dict[int, Painter]:
+    """The module's current student as stock pipelines, one per number of steps, sharing its networks."""
+    shared = {"vae": module.autoencoder.network.network, **module.text_encoder.network.components}
+    pipeline = module.backbone.student_pipeline(module.sampled, **shared)
+    pipeline.set_progress_bar_config(disable=True)
+    return {n: Painter(pipeline, module.backbone.student_call(module.inputs.visited(n))) for n in steps}

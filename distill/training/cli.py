@@ -6,7 +6,8 @@ from typing import Any
 
 import lightning as L
 from jsonargparse import set_parsing_settings
-from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import distill.data.latents
 import distill.data.shapes_data
@@ -14,10 +15,18 @@ import distill.strategies
 import distill.tiny.autoencoder
 import distill.tiny.judge
 import distill.tiny.text
-import distill.training.callbacks
 import distill.training.module  # noqa: F401  (imported so that recipes can use short class names)
+from distill.errors import ConfigError
+from distill.training.callbacks import Evaluation, RunMonitor, SampleGrid
 
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+
+
+class RecipeParser(LightningArgumentParser):
+    """Turns what is wrong with a recipe into one sentence."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        raise ConfigError(message)
 
 
 class DistillCLI(LightningCLI):
@@ -36,8 +45,17 @@ class DistillCLI(LightningCLI):
             trainer_defaults={"use_distributed_sampler": False},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
+            parser_class=RecipeParser,
             args=args,
         )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What every run shows and keeps, each a section of the recipe beside `model`, `data` and `trainer`."""
+        parser.add_lightning_class_args(SampleGrid, "samples")
+        parser.add_lightning_class_args(Evaluation, "evaluation")
+        parser.add_lightning_class_args(RunMonitor, "monitor")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults({"checkpoint.save_last": True, "checkpoint.every_n_train_steps": 500})
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:

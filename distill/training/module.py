@@ -1,4 +1,4 @@
-"""`DistillModule`: owns the student, borrows the teacher, asks the student once per batch, gives every player its turn."""
+"""`DistillModule`: owns the student, borrows the teacher, asks the student once per batch, gives all players turns."""
 
 from __future__ import annotations
 
@@ -47,6 +47,8 @@ class DistillModule(L.LightningModule):
         ConfigError: a teacher or setting that cannot work.
     """
 
+    skipped: Tensor
+
     def __init__(
         self,
         teacher: str,
@@ -85,6 +87,7 @@ class DistillModule(L.LightningModule):
         self.accumulate, self.critic_updates = accumulate, critic_updates
         self.seed, self.checkpoint, self.compiled, self.patience = seed, checkpoint, compiled, patience
         self.register_buffer("skipped", torch.zeros(2, dtype=torch.long))  # updates skipped: in all, in a row
+        self._scalars: dict[str, Tensor] = {}
         self.student: Denoiser | None = None
         self.ema: Denoiser | None = None
 
@@ -153,6 +156,7 @@ class DistillModule(L.LightningModule):
             self._critic_turn(sample, batch, step, updates)
         if asks_student:
             self._student_turn(sample, batch, step, updates)
+        self._log_scalars()
 
     def encode(self, raw: dict[str, Any]) -> Batch:
         """A batch as the loader gives it: `prompts` and either `x0` (latents) or `pixels`."""
@@ -175,8 +179,8 @@ class DistillModule(L.LightningModule):
                 terms = strategy.critic_loss(sample, batch, step)
                 loss = torch.stack(list(terms.values())).sum()
                 (loss / self.accumulate).backward()
-                self._log_terms({f"critic/{name}/{term}": value for term, value in terms.items()})
-                self._log_terms({f"critic/{name}/D({what})": value for what, value in strategy.report.items()})
+                self._scalars |= {f"critic/{name}/{term}": value for term, value in terms.items()}
+                self._scalars |= {f"critic/{name}/D({what})": value for what, value in strategy.report.items()}
         if updates:
             self._update(1, [p for critic in self.critics for p in critic.parameters()])
 
@@ -185,7 +189,7 @@ class DistillModule(L.LightningModule):
         for name, strategy in self._named():
             loss = strategy.student_loss(sample, batch, step)
             norm = sample.pull(strategy.weight * loss)
-            self._log_terms({f"student/{name}": loss, f"gradient_at_sample/{name}": norm})
+            self._scalars |= {f"student/{name}": loss, f"gradient_at_sample/{name}": parallel.joint_norm(norm)}
         sample.backward(1 / self.accumulate)
         if updates and self._update(0, list(self.student.parameters())) and self.ema is not None:
             update_ema(self.ema, self.student, ema_decay(self.ema_target, step))  # type: ignore[arg-type]
@@ -196,7 +200,7 @@ class DistillModule(L.LightningModule):
         optimizer: Any = optimizers[player] if isinstance(optimizers, list) else optimizers
         parallel.average_gradients(parameters)
         norm = parallel.clip_gradients(parameters, self.clips[player])
-        self.log(("student" if player == 0 else "critic") + "/gradient_norm", norm)
+        self._scalars[("student" if player == 0 else "critic") + "/gradient_norm"] = norm
         finite = bool(norm.isfinite())
         self._count_skipped(finite)
         if finite:
@@ -232,9 +236,17 @@ class DistillModule(L.LightningModule):
             for index, (name, strategy) in enumerate(zip(names, self.strategies, strict=True))
         ]
 
-    def _log_terms(self, terms: dict[str, Tensor]) -> None:
-        for name, value in terms.items():
-            self.log(name, value.detach(), prog_bar=name.startswith("student/"))
+    def _log_scalars(self) -> None:
+        """Logs what the turns of this batch left, each averaged over all processes, in one reduction."""
+        values = parallel.average(torch.stack([value.detach().float() for value in self._scalars.values()]))
+        for name, value in zip(self._scalars, values, strict=True):
+            self.log(name, value, prog_bar=name.startswith("student/"))
+        self._scalars = {}
+
+    def validation_step(self, raw: dict[str, Any], batch_idx: int) -> None:
+        """Nothing of its own: the `Evaluation` callback paints and measures."""
+
+    test_step = validation_step
 
     # What is kept -------------------------------------------------------------------------------------------------
 
@@ -242,13 +254,10 @@ class DistillModule(L.LightningModule):
         checkpoint["distill"] = {
             "teacher": self.teacher_name,
             "strategies": [name for name, _ in self._named()],
-            "levels": self._student_levels(),
+            "levels": self.inputs.few_levels,
             "steps": self.global_step,
+            "data": getattr(self.trainer.datamodule, "description", ""),  # type: ignore[attr-defined]
         }
-
-    def _student_levels(self) -> list[float]:
-        levels = getattr(self.inputs, "levels", None)
-        return list(getattr(levels, "values", []))
 
 
 def _nothing() -> None:

@@ -1,4 +1,4 @@
-"""Everything distributed: how a denoiser is prepared for many processes, and how gradients and failures are agreed on."""
+"""Everything distributed: how denoisers are prepared for many processes, and how gradients are agreed on."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def prepare(
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Averages the gradients of replicated parameters over all processes; sharded ones have been reduced already."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if not _joined():
         return
     gradients = [p.grad for p in parameters if p.grad is not None and not isinstance(p.grad, DTensor)]
     if not gradients:
@@ -92,12 +92,17 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def average(value: Tensor) -> Tensor:
-    """The mean of a 0-dim value over all processes."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    """The mean of a tensor over all processes."""
+    if not _joined():
         return value
     value = value.detach().clone()
     dist.all_reduce(value)
     return value / dist.get_world_size()
+
+
+def joint_norm(norm: Tensor) -> Tensor:
+    """The norm of the gradient of the global batch's mean loss, from that of this process's share of the batch."""
+    return (average(norm.square()) / (dist.get_world_size() if _joined() else 1)).sqrt()
 
 
 def clip_gradients(parameters: list[nn.Parameter], limit: float | None) -> Tensor:
@@ -108,3 +113,7 @@ def clip_gradients(parameters: list[nn.Parameter], limit: float | None) -> Tenso
     if limit is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
     return norm
+
+
+def _joined() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
