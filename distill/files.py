@@ -23,7 +23,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     _remove(part)
     try:
         yield part
-        if path.is_dir():
+        if path.is_dir() and part.exists():  # if nothing was written, `replace` raises and `path` stays
             old = path.with_name(f".{path.name}.{os.getpid()}.old")
             path.rename(old)
             part.rename(path)

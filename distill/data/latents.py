@@ -53,8 +53,8 @@ class LatentsData(L.LightningDataModule):
     @property
     def description(self) -> str:
         """What the data is, for a student's model card."""
-        made = self.generation
-        return f"{made.count} latents of {self.teacher} ({made.steps} steps, guidance {made.guidance})"
+        made = LatentsDataset.read_settings(self.folder)
+        return f"{made['count']} latents of {made['teacher']} ({made['steps']} steps, guidance {made['guidance']})"
 
     def check(self) -> None:
         """Refuses latents that cannot be used or made.

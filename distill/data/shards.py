@@ -64,7 +64,7 @@ class LatentsDataset:
         return len(self.rows)
 
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
-        """`{"x0": [B, C, h, w] float16, "prompts": B captions}`."""
+        """`{"x0": [B, C, h, w] float32 (stored as float16), "prompts": B captions}`."""
         rows = self.rows[indices]
         prompts = ["" if self.dropped[i] else prompt for i, prompt in zip(indices, rows["prompt"], strict=True)]
         return {"x0": rows["x0"], "prompts": prompts}

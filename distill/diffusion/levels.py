@@ -17,7 +17,7 @@ class Levels:
 
 
 class Uniform(Levels):
-    """Uniform on [low, high].
+    """Uniform on (low, high]; t = 0 never comes, for there `x_t` holds no noise to predict.
 
     Raises:
         ValueError: bounds outside 0 <= low < high <= 1.
@@ -29,7 +29,7 @@ class Uniform(Levels):
         self.low, self.high = low, high
 
     def draw(self, draws: Draws, purpose: str) -> Tensor:
-        return self.low + (self.high - self.low) * draws.uniform(purpose)
+        return self.high - (self.high - self.low) * draws.uniform(purpose)
 
 
 class LogitNormal(Levels):

@@ -46,6 +46,8 @@ class Process:
 
     def to_x0(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The clean latent a network output stands for, from `x_t = alpha x0 + sigma eps` and `out = a x0 + b eps`."""
+        if self.prediction == "sample":  # at t = 0 the system is singular, the answer is not
+            return output.float()
         alpha, sigma, a, b = self._system(t)
         return (b * x_t.float() - sigma * output.float()) / (alpha * b - sigma * a)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils import parametrize
 
 from distill.adversarial.gan import (
     R1,
@@ -90,8 +92,7 @@ class LatentAdversarial(Strategy):
         t = self.levels.draw(batch.draws, "ladd/student/t")
         noise = batch.draws.like("ladd/student/noise", sample.x0)
         x_t = self.process.add_noise(sample.x0, t, noise)
-        fake = self._heads(self.taps(x_t, t, batch.cond), t, batch)
-        self.report = {"fake": _mean(fake)}
+        fake = self._heads(self.taps(x_t, t, batch.cond), t, batch, fixed=True)
         return self.loss.student(fake)
 
     def critic_loss(self, sample: Sample, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -99,19 +100,20 @@ class LatentAdversarial(Strategy):
         t = self.levels.draw(batch.draws, "ladd/critic/t")
         real_noise = batch.draws.like("ladd/critic/real", batch.x0)
         fake_noise = batch.draws.like("ladd/critic/fake", batch.x0)
-        with torch.no_grad():
+        with torch.no_grad():  # the teacher reads; only the heads learn
             both = torch.cat([batch.x0, sample.x0.detach()])
             twice = {name: torch.cat([tensor, tensor]) for name, tensor in batch.cond.items()}
             x_t = self.process.add_noise(both, t.repeat(2), torch.cat([real_noise, fake_noise]))
             features = [feature.chunk(2) for feature in self.taps(x_t, t.repeat(2), twice)]
         pays = self.r1 is not None and self.r1.due(step)
         real_features = [real.detach().requires_grad_(pays) for real, _ in features]
-        real = self._heads(real_features, t, batch)
-        fake = self._heads([fake for _, fake in features], t, batch)
+        with parametrize.cached():  # one set of spectrally normalised weights for all that is compared
+            real = self._heads(real_features, t, batch)
+            fake = self._heads([fake for _, fake in features], t, batch)
+            terms = {"game": self.loss.critic(real, fake)}
+            if pays:
+                terms["r1"] = self._penalty(real, real_features, batch, t, real_noise)
         self.report = {"real": _mean(real), "fake": _mean(fake)}
-        terms = {"game": self.loss.critic(real, fake)}
-        if pays:
-            terms["r1"] = self._penalty(real, real_features, batch, t, real_noise)
         return terms
 
     def _penalty(self, real: Logits, features: list[Tensor], batch: Batch, t: Tensor, noise: Tensor) -> Tensor:
@@ -125,9 +127,13 @@ class LatentAdversarial(Strategy):
             penalty = gradient_penalty(real, features)
         return r1.weight * r1.every * penalty  # type: ignore[union-attr]
 
-    def _heads(self, features: list[Tensor], t: Tensor, batch: Batch) -> Logits:
+    def _heads(self, features: list[Tensor], t: Tensor, batch: Batch, fixed: bool = False) -> Logits:
+        """The logits; `fixed` heads keep nothing for gradients of their own."""
         assert self.critic is not None
-        return self.critic(features, t, batch.cond["pooled"])
+        inputs = features, t, batch.cond["pooled"]
+        if not fixed:
+            return self.critic(*inputs)
+        return functional_call(self.critic, {name: p.detach() for name, p in self.critic.named_parameters()}, inputs)
 
 
 def _mean(logits: Logits) -> Tensor:

@@ -8,6 +8,7 @@ import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from distill import backbones
@@ -88,6 +89,7 @@ class DistillModule(L.LightningModule):
         self.seed, self.checkpoint, self.compiled, self.patience = seed, checkpoint, compiled, patience
         self.register_buffer("skipped", torch.zeros(2, dtype=torch.long))  # updates skipped: in all, in a row
         self._scalars: dict[str, Tensor] = {}
+        self._autoencoder: Frozen | None = None
         self.student: Denoiser | None = None
         self.ema: Denoiser | None = None
 
@@ -105,7 +107,6 @@ class DistillModule(L.LightningModule):
         teacher = backbones.load(self.teacher_name, self.teacher_dtype)
         self.teacher = Frozen(teacher.denoiser())
         self.text_encoder = Frozen(teacher.text_encoder())
-        self.autoencoder = Frozen(self.backbone.autoencoder())
         torch.manual_seed(self.seed)  # the critics begin alike on every process
         for strategy in self.strategies:
             strategy.configure(self.backbone, self.teacher)
@@ -115,6 +116,16 @@ class DistillModule(L.LightningModule):
         parallel.prepare(self.teacher.network, mesh, compiled=self.compiled)
         if self.ema is not None:
             parallel.prepare(self.ema.eval(), mesh)
+
+    @property
+    def autoencoder(self) -> Frozen:
+        """The pipeline's autoencoder, read when it is first needed: a latent method never does."""
+        if self._autoencoder is None:
+            self._autoencoder = Frozen(self.backbone.autoencoder()).to(self.device)
+        return self._autoencoder
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        return self.autoencoder(latents)
 
     def _sharded(self) -> bool:
         return self._trainer is not None and isinstance(self.trainer.strategy, ModelParallelStrategy)
@@ -171,7 +182,7 @@ class DistillModule(L.LightningModule):
         """The student's one answer to a batch."""
         assert self.student is not None
         x_t, t = self.inputs(batch, self.student.process, step)
-        return Sample(self.student(x_t, t, batch.cond), x_t, t, self.autoencoder)
+        return Sample(self.student(x_t, t, batch.cond), x_t, t, self._decode)
 
     def _critic_turn(self, sample: Sample, batch: Batch, step: int, updates: bool) -> None:
         for name, strategy in self._named():
@@ -215,7 +226,7 @@ class DistillModule(L.LightningModule):
         self.skipped[1] = 0 if finite else self.skipped[1] + 1
         self.skipped[0] += int(not finite)
         if not finite:
-            self.log("skipped_updates", self.skipped[0].float(), prog_bar=True)
+            rank_zero_warn(f"update {self.global_step} skipped: its gradient was not finite")
         if int(self.skipped[1]) >= self.patience:
             raise ConfigError(
                 f"{self.patience} updates in a row had a gradient that is not finite; lower the learning rates, set "
@@ -237,11 +248,15 @@ class DistillModule(L.LightningModule):
         ]
 
     def _log_scalars(self) -> None:
-        """Logs what the turns of this batch left, each averaged over all processes, in one reduction."""
-        values = parallel.average(torch.stack([value.detach().float() for value in self._scalars.values()]))
-        for name, value in zip(self._scalars, values, strict=True):
+        """Logs what the turns of this batch left where it is due: averaged over all processes in one reduction."""
+        scalars, self._scalars = self._scalars, {}
+        if (self.trainer.fit_loop.total_batch_idx + 1) % self.trainer.log_every_n_steps:
+            return
+        values = parallel.average(torch.stack([value.detach().float() for value in scalars.values()]))
+        for name, value in zip(scalars, values, strict=True):
             self.log(name, value, prog_bar=name.startswith("student/"))
-        self._scalars = {}
+        self.log("skipped_updates", self.skipped[0].float())
+        self.log("step", float(self.global_step))  # loggers take this for the x axis: student updates, not batches
 
     def validation_step(self, raw: dict[str, Any], batch_idx: int) -> None:
         """Nothing of its own: the `Evaluation` callback paints and measures."""

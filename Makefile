@@ -1,0 +1,45 @@
+PYTHON ?= python3
+BIN := .venv/bin
+RUNS ?= runs
+
+help:  ## this text
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check torch torchvision
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+demo: .venv/installed  ## install, distil the tiny SD3 pipeline with LADD, and show where the images are (15 minutes on two cores)
+	$(BIN)/distill fit --config recipes/tiny_ladd.yaml --ckpt_path last --trainer.default_root_dir $(RUNS)/demo
+	$(BIN)/python benchmarks/demo.py --run $(RUNS)/demo
+
+test: .venv/installed lint  ## lint, types and tests (12 minutes on two cores)
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests
+
+lint: .venv/installed  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+ASSETS := build/assets
+DISTILL := $(BIN)/distill
+assets: .venv/installed  ## rebuild the shipped tiny pipelines and the shapes judge (1.5 hours on two cores)
+	$(DISTILL) fit --config recipes/assets/judge.yaml
+	$(DISTILL) fit --config recipes/assets/autoencoder.yaml
+	$(DISTILL) fit --config recipes/assets/text_encoders.yaml
+	for name in tiny-sd3 tiny-sd; do \
+	  $(BIN)/python -m distill.tiny.assemble $$name $(ASSETS) $(ASSETS)/untrained/$$name || exit 1; done
+	$(DISTILL) fit --config recipes/assets/tiny_sd3.yaml
+	$(DISTILL) fit --config recipes/assets/tiny_sd.yaml
+	cp $(ASSETS)/shapes_judge.safetensors distill/assets/
+	for name in tiny-sd3 tiny-sd; do \
+	  $(DISTILL) export --checkpoint $(ASSETS)/$$name/checkpoints/last.ckpt --half true --output distill/assets/$$name \
+	    || exit 1; done
+
+clean:  ## remove the environment and what was built; runs/ stays
+	rm -rf .venv build
+
+.PHONY: help demo test lint assets clean
+.DEFAULT_GOAL := help

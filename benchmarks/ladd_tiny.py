@@ -1,0 +1,97 @@
+"""LADD on the tiny SD3 pipeline: students of `recipes/tiny_ladd_long.yaml` and of the demo against their teacher.
+
+Trains what is missing (one run per seed), measures what is missing, keeps finished rows, and writes
+benchmarks/results/ladd_tiny.json. Killed and started again, it goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import results
+
+from distill.evaluation.evaluate import evaluate_on_shapes
+from distill.files import read_json, save_json
+from distill.inference import Painter, open_painter, open_student_painter
+
+TEACHER_ROWS = {  # name -> (steps, guidance); the 1-step teacher at its better guidance is found among them
+    "teacher_50": (50, None),
+    "teacher_1_unguided": (1, 1.0),
+    "teacher_1_guided": (1, None),
+    "teacher_4": (4, None),
+}
+
+
+def main() -> None:
+    """Measures every row that is not there yet and prints the summary."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--samples", type=int, default=10000)
+    parser.add_argument("--recipe", default="tiny_ladd_long")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--name", default="ladd_tiny")
+    arguments = parser.parse_args()
+    rows_file = arguments.runs / f"{arguments.name}.rows.json"
+    rows: dict[str, Any] = read_json(rows_file) if rows_file.is_file() else {}
+
+    def keep(name: str, make: Any) -> None:
+        if name not in rows:
+            rows[name] = evaluate_on_shapes(make(), arguments.samples)
+            save_json(rows, rows_file)
+            print(name, rows[name], flush=True)
+
+    for seed in arguments.seeds:
+        checkpoint = train(arguments.recipe, seed, arguments.runs)
+        for steps in (1, 2, 4):
+            keep(f"student_{steps}_seed_{seed}", lambda c=checkpoint, n=steps: open_student_painter(str(c), n))
+    for name, (steps, guidance) in TEACHER_ROWS.items():
+        keep(name, lambda n=steps, g=guidance: teacher(n, g))
+    results.save(arguments.name, {"rows": rows, "summary": summary(rows, arguments.seeds)}, arguments.seeds)
+
+
+def train(recipe: str, seed: int, runs: Path) -> Path:
+    """The last checkpoint of the recipe's run under `seed`; trains or continues it if it is not finished."""
+    folder = runs / f"{recipe}_seed_{seed}"
+    done = folder / "done"
+    if not done.is_file():
+        command = [sys.executable, "-m", "distill", "fit", "--config", f"recipes/{recipe}.yaml"]
+        command += ["--seed_everything", str(seed), "--trainer.default_root_dir", str(folder), "--ckpt_path", "last"]
+        subprocess.run(command, check=True)
+        done.touch()
+    return folder / "checkpoints" / "last.ckpt"
+
+
+def teacher(steps: int, guidance: float | None) -> Painter:
+    """The shipped teacher at a number of steps."""
+    return open_painter("tiny-sd3", steps, guidance)
+
+
+def summary(rows: dict[str, Any], seeds: list[int]) -> dict[str, Any]:
+    """The asked-for ratios: each student's distance over its teacher's, and what alignment it loses (in points)."""
+    best = min(rows["teacher_1_unguided"]["fid_shapes"], rows["teacher_1_guided"]["fid_shapes"])
+    fifty = rows["teacher_50"]
+    answer: dict[str, Any] = {"teacher_1_over_teacher_50": round(best / fifty["fid_shapes"], 3)}
+    for steps in (1, 2, 4):
+        students = [rows[f"student_{steps}_seed_{seed}"] for seed in seeds]
+        distances = [student["fid_shapes"] for student in students]
+        losses = [100 * (fifty["alignment"] - student["alignment"]) for student in students]
+        answer[f"student_{steps}"] = {
+            "fid_over_teacher_50": spread([distance / fifty["fid_shapes"] for distance in distances]),
+            "fid_over_teacher_1": spread([distance / best for distance in distances]),
+            "alignment_points_below_teacher_50": spread(losses),
+        }
+    return answer
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Mean, lowest and highest over the seeds."""
+    return {"mean": round(mean(values), 3), "min": round(min(values), 3), "max": round(max(values), 3)}
+
+
+if __name__ == "__main__":
+    main()

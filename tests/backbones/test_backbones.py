@@ -1,0 +1,74 @@
+"""Backbones read stock pipelines and agree with what stock diffusers computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill import backbones
+from distill.errors import ConfigError
+
+
+@pytest.mark.parametrize("family", ["sd3_folder", "sd_folder"])
+def test_conditioning_is_the_pipelines_own(family: str, request: pytest.FixtureRequest) -> None:
+    backbone = backbones.load(str(request.getfixturevalue(family)))
+    pipeline = backbone.pipeline()
+    prompts = ["a red ring", "a large blue square on a tan background"]
+    options = {"max_sequence_length": 4} if family == "sd3_folder" else {"num_images_per_prompt": 1}
+    extra = (None, None) if family == "sd3_folder" else ()
+    expected = pipeline.encode_prompt(prompts, *extra, device="cpu", do_classifier_free_guidance=False, **options)
+    cond = backbone.text_encoder()(prompts)
+    assert torch.equal(cond["text"], expected[0])
+    if family == "sd3_folder":
+        assert torch.equal(cond["pooled"], expected[2])
+    assert cond["pooled"].shape == (2, backbone.pooled)
+
+
+@pytest.mark.parametrize("family", ["sd3_folder", "sd_folder"])
+@pytest.mark.parametrize("size", [(32, 32), (32, 48)])
+def test_one_step_of_the_pipeline_is_the_denoisers_x0(
+    family: str, size: tuple[int, int], request: pytest.FixtureRequest
+) -> None:
+    """From pure noise, one unguided step at the last level ends at x0 (Euler to 0; DDIM to the first step's level)."""
+    backbone = backbones.load(str(request.getfixturevalue(family)))
+    pipeline, denoiser = backbone.student_pipeline(backbone.denoiser()), backbone.denoiser()
+    pipeline.set_progress_bar_config(disable=True)
+    noise = torch.randn(1, *backbone.latent_shape(*size), generator=torch.Generator().manual_seed(0))
+    call = backbone.student_call([1.0]) | ({"max_sequence_length": 4} if family == "sd3_folder" else {})
+    height, width = size
+    ours = pipeline("a red ring", latents=noise, output_type="latent", height=height, width=width, **call).images
+    with torch.no_grad():
+        x0 = denoiser(noise, torch.ones(1), backbone.text_encoder()(["a red ring"]))
+    assert torch.allclose(ours, x0, atol=1e-3 if family == "sd3_folder" else 2e-2)
+
+
+def test_autoencoder_speaks_scaled_latents(sd3_folder: Path) -> None:
+    backbone = backbones.load(str(sd3_folder))
+    ours, stock = backbone.autoencoder(), backbone.pipeline().vae
+    pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        latents = ours.encode(pixels)
+        assert torch.allclose(latents, (stock.encode(pixels).latent_dist.mode() - 0.1) * 0.5, atol=1e-6)
+        assert torch.allclose(ours.decode(latents), stock.decode(latents / 0.5 + 0.1).sample, atol=1e-6)
+
+
+@pytest.mark.parametrize(("prediction", "kind"), [("epsilon", "epsilon"), ("v_prediction", "v_prediction")])
+def test_prediction_type_is_the_checkpoints(prediction: str, kind: str, tmp_path: Path) -> None:
+    from tests.pipelines import random_sd
+
+    assert backbones.load(str(random_sd(tmp_path / "sd", prediction=prediction))).process().prediction == kind
+
+
+def test_pipeline_of_another_family_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    with pytest.raises(ConfigError, match="is a FluxPipeline; a teacher must be one of"):
+        backbones.load(str(tmp_path))
+
+
+def test_solver_by_name(sd_folder: Path) -> None:
+    scheduler = backbones.load(str(sd_folder)).pipeline().scheduler
+    assert type(backbones.solver("DPMSolverMultistepScheduler", scheduler)).__name__ == "DPMSolverMultistepScheduler"
+    with pytest.raises(ConfigError, match="no scheduler 'Nope'"):
+        backbones.solver("Nope", scheduler)

@@ -1,0 +1,47 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill.backbones.sd import SDDenoiser
+from distill.backbones.sd3 import SD3Denoiser
+from tests import pipelines, tiny
+
+
+@pytest.fixture
+def sd3() -> SD3Denoiser:
+    return tiny.sd3_denoiser()
+
+
+@pytest.fixture
+def sd() -> SDDenoiser:
+    return tiny.sd_denoiser()
+
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def sd3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random SD3 pipeline on disk: 2 blocks, 16 latent channels."""
+    return pipelines.random_sd3(tmp_path_factory.mktemp("pipelines") / "sd3")
+
+
+@pytest.fixture(scope="session")
+def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random SD 1.5 pipeline on disk."""
+    return pipelines.random_sd(tmp_path_factory.mktemp("pipelines") / "sd")
+
+
+@pytest.fixture(scope="session")
+def sd3_latents(sd3_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """64 latents the small SD3 made."""
+    from distill import backbones
+    from distill.data.generate import Generation, TeacherLatents, make_here
+
+    folder = tmp_path_factory.mktemp("latents") / "sd3"
+    generation = Generation(count=64, steps=2, guidance=3.0, shard_size=32, batch_size=32)
+    make_here(TeacherLatents(backbones.load(str(sd3_folder)), folder, generation), "latents")
+    return folder

@@ -1,0 +1,106 @@
+"""Generated folders: killed runs continue, damaged shards are made again, other settings are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill import backbones
+from distill.data.generate import Generation, TeacherLatents, make_here, read_prompts
+from distill.data.shards import LatentsDataset
+from distill.errors import ConfigError
+from tests.runs import command, environment
+
+SETTINGS = Generation(count=40, steps=2, guidance=3.0, shard_size=8, batch_size=4)
+
+
+def maker(teacher: Path, folder: Path, **changes: object) -> TeacherLatents:
+    return TeacherLatents(backbones.load(str(teacher)), folder, dataclasses.replace(SETTINGS, **changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def whole(sd3_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    make_here(maker(sd3_folder, folder), "latents")
+    return folder
+
+
+def shards(folder: Path) -> dict[str, str]:
+    return json.loads((folder / "manifest.json").read_text())["shards"]
+
+
+def test_latents_are_the_pipelines_own(whole: Path, sd3_folder: Path) -> None:
+    """A row equals a plain call of the stock pipeline on the same noise."""
+    from distill.batch import Draws
+    from distill.data import shapes
+
+    backbone = backbones.load(str(sd3_folder))
+    row = LatentsDataset(whole).__getitems__([5])
+    noise = Draws(0, 0, 5, 1, torch.device("cpu")).normal("generate/noise", 16, 8, 8)
+    (prompt,) = shapes.captions(1000, [5])
+    pipeline = backbone.pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    plain = pipeline(
+        prompt, latents=noise, num_inference_steps=2, guidance_scale=3.0, max_sequence_length=4, output_type="latent"
+    ).images
+    assert row["prompts"] == [prompt]
+    assert (row["x0"].float() - plain).abs().max() < 5e-3  # stored as float16
+
+
+def test_damaged_and_missing_shards_are_made_again(whole: Path, sd3_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(whole), str(folder)], check=True)
+    (folder / "shard-000001.arrow").write_bytes(b"damaged")
+    (folder / "shard-000003.arrow").unlink()
+    assert maker(sd3_folder, folder).begin() == [1, 3]
+    make_here(maker(sd3_folder, folder), "latents")
+    assert shards(folder) == shards(whole)
+
+
+def test_killed_generation_continues_to_the_same_result(whole: Path, sd3_folder: Path, tmp_path: Path) -> None:
+    arguments = command(
+        ["generate", "latents", "--teacher", str(sd3_folder), "--output", str(tmp_path), "--count", "40"]
+        + ["--steps", "2", "--guidance", "3.0", "--shard_size", "8", "--batch_size", "4", "--accelerator", "cpu"]
+        + ["--devices", "1"]
+    )
+    process = subprocess.Popen(arguments, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob("shard-*")):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    left = len(list(tmp_path.glob("shard-*")))
+    assert left < 5, "the kill came too late to test anything"
+    subprocess.run(arguments, env=environment(), check=True, capture_output=True)
+    assert shards(tmp_path) == shards(whole)
+
+
+def test_two_processes_share_the_work(whole: Path, sd3_folder: Path, tmp_path: Path) -> None:
+    arguments = command(
+        ["generate", "latents", "--teacher", str(sd3_folder), "--output", str(tmp_path), "--count", "40"]
+        + ["--steps", "2", "--guidance", "3.0", "--shard_size", "8", "--batch_size", "4", "--accelerator", "cpu"]
+        + ["--devices", "2"]
+    )
+    subprocess.run(arguments, env=environment(), check=True, capture_output=True)
+    assert shards(tmp_path) == shards(whole)
+
+
+def test_other_settings_are_refused(whole: Path, sd3_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="guidance=3.0 there, 5.0 asked"):
+        maker(sd3_folder, whole, guidance=5.0).begin()
+
+
+def test_prompts_file(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("one\n\n two \n")
+    assert read_prompts(tmp_path / "p.txt") == ["one", "two"]
+    (tmp_path / "empty.txt").write_text("\n")
+    for path, words in ((tmp_path / "empty.txt", "no prompts"), (tmp_path / "none.txt", "no file of prompts")):
+        with pytest.raises(ConfigError, match=words):
+            read_prompts(path)

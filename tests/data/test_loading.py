@@ -1,0 +1,116 @@
+from typing import Any
+
+import pytest
+from lightning.fabric.utilities.data import _set_sampler_epoch
+
+from distill.data.loading import GlobalBatchSampler, batches, loader
+
+
+class Indices:
+    """A data set that answers with what it was asked."""
+
+    def __init__(self, length: int):
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Any]:
+        return {"indices": indices}
+
+
+def _seen(data) -> list[list[int]]:
+    return [batch["indices"] for batch in data]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_any_number_of_ranks_deals_the_same_global_batches(ranks, shuffle, epoch):
+    def deal(rank: int, world: int) -> list[list[int]]:
+        sampler = GlobalBatchSampler(50, 8, seed=5, rank=rank, world_size=world, shuffle=shuffle)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    shares = zip(*(deal(rank, ranks) for rank in range(ranks)), strict=True)
+    assert [sum(parts, []) for parts in shares] == deal(0, 1)
+
+
+def test_an_epoch_deals_every_sample_at_most_once_and_drops_the_last_incomplete_batch():
+    sampler = GlobalBatchSampler(50, 8)
+    dealt = list(sampler)
+    assert len(sampler) == len(dealt) == 6
+    assert all(len(batch) == 8 for batch in dealt)
+    flat = sum(dealt, [])
+    assert len(set(flat)) == 48 and set(flat) <= set(range(50))
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    def order(seed: int, epoch: int) -> list[list[int]]:
+        sampler = GlobalBatchSampler(64, 8, seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    orders = [order(seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
+    assert order(1, 1) == orders[-1]
+    assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
+    assert sum(orders[0], []) != list(range(64))
+
+
+def test_without_shuffling_samples_come_in_their_own_order():
+    sampler = GlobalBatchSampler(10, 4, seed=3, shuffle=False)
+    assert list(sampler) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"length": 50, "batch_size": 6, "world_size": 4}, "6 do not divide by 4 processes; set a multiple of 4"),
+        ({"length": 50, "batch_size": 0}, "data.batch_size counts the samples over all processes: 0"),
+        ({"length": 5, "batch_size": 8}, "data.batch_size is 8, but the data set holds only 5 samples"),
+    ],
+)
+def test_batches_that_cannot_be_dealt_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        GlobalBatchSampler(**settings)
+
+
+def test_lightning_gives_every_epoch_its_own_order():
+    data, orders = loader(Indices(64), 8, 0, None), []
+    for epoch in range(3):
+        _set_sampler_epoch(data, epoch)
+        orders.append(_seen(data))
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+    sampler = GlobalBatchSampler(64, 8, 0)
+    sampler.set_epoch(2)
+    assert orders[2] == list(sampler)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kept", [1, 3, 4])
+def test_a_resumed_loader_goes_on_where_the_state_was_kept(workers, kept):
+    def two_epochs(state_after: int) -> tuple[list[list[int]], dict[str, Any]]:
+        data, seen, state = loader(Indices(16), 4, 0, None, workers), [], {}
+        for epoch in (1, 2):
+            _set_sampler_epoch(data, epoch)
+            iterator = iter(data)
+            for _ in range(len(data)):  # Lightning does not ask for one more
+                seen.append(next(iterator)["indices"])
+                if len(seen) == state_after:
+                    state = data.state_dict()
+        return seen, state
+
+    unbroken, state = two_epochs(kept)
+    resumed = loader(Indices(16), 4, 0, None, workers)
+    resumed.load_state_dict(state)
+    rest = list(iter(resumed))
+    first = 2 if kept == 4 else 1
+    for epoch in range(first + 1, 3):
+        _set_sampler_epoch(resumed, epoch)
+        rest += list(resumed)
+    assert _seen(rest) == unbroken[kept:]
+
+
+def test_indices_are_cut_into_lists():
+    assert list(batches(range(7), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert list(batches([], 3)) == []

@@ -1,0 +1,95 @@
+"""Metrics against plain restatements."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import linalg
+
+from distill.data import shapes
+from distill.data.shapes_data import ShapesDataset
+from distill.evaluation.metrics import Alignment, ClipScore, FidShapes, read_back
+from distill.evaluation.shapes_judge import load_shapes_judge
+
+
+def _reference_frechet(a: torch.Tensor, b: torch.Tensor) -> float:
+    """FID (arXiv 1706.08500, Eq. 6)."""
+    x, y = a.double().numpy(), b.double().numpy()
+    cx, cy = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    root = linalg.sqrtm(cx @ cy).real
+    return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(cx + cy - 2 * root))
+
+
+def test_fid_shapes_is_the_frechet_distance_of_judge_features() -> None:
+    real = ShapesDataset(300, seed=1).__getitems__(list(range(300)))["pixels"]
+    fake = ShapesDataset(300, seed=2).__getitems__(list(range(300)))["pixels"] * 0.7
+    metric = FidShapes()
+    metric.update(real / 2 + 0.5, real=True)
+    metric.update(fake / 2 + 0.5, real=False)
+    judge = load_shapes_judge()
+    expected = _reference_frechet(judge.features(real), judge.features(fake))
+    assert metric.compute().item() == pytest.approx(expected, rel=1e-2)
+
+
+def test_judge_reads_drawn_images() -> None:
+    """At least 99 % of the attributes of images it never saw."""
+    batch = ShapesDataset(1024, seed=77).__getitems__(list(range(1024)))
+    truth = batch["attributes"]
+    right = load_shapes_judge().read(batch["pixels"]) == truth
+    assert right[truth >= 0].float().mean() >= 0.99
+
+
+def test_alignment_of_drawn_images_is_one_and_of_shuffled_ones_is_chance() -> None:
+    batch = ShapesDataset(512, seed=5).__getitems__(list(range(512)))
+    aligned, shuffled = Alignment(), Alignment()
+    aligned.update(batch["pixels"] / 2 + 0.5, batch["prompts"])
+    shuffled.update(batch["pixels"].roll(1, 0) / 2 + 0.5, batch["prompts"])
+    assert aligned.compute() >= 0.99
+    assert 0.1 < shuffled.compute() < 0.5
+
+
+def table(**columns: int) -> torch.Tensor:
+    row = torch.zeros(1, 9, dtype=torch.long)
+    for name, value in columns.items():
+        row[0, list(shapes.ATTRIBUTES).index(name)] = value
+    return row
+
+
+@pytest.mark.parametrize(
+    ("prompt", "read", "expected"),
+    [
+        ("a red ring", table(layout=0, shape_1=3, colour_1=0), (2, 2)),
+        ("a red ring", table(layout=0, shape_1=3, colour_1=1, shape_2=3, colour_2=0), (1, 2)),  # there is no second
+        ("a red ring", table(layout=1, shape_1=1, colour_1=1, shape_2=3, colour_2=0), (2, 2)),  # either may be meant
+        ("a red ring left of a blue square", table(layout=1, shape_1=3, shape_2=1, colour_2=2), (5, 5)),
+        ("a blue square right of a red ring", table(layout=1, shape_1=3, shape_2=1, colour_2=2), (5, 5)),
+        ("a red ring left of a blue square", table(layout=1, shape_1=1, colour_1=2, shape_2=3), (1, 5)),  # exchanged
+        ("a small shape at the top on a tan background", table(layout=0, position=1, background=2), (3, 4)),
+        ("", table(), (0, 0)),
+    ],
+)
+def test_what_counts_as_read_right(prompt: str, read: torch.Tensor, expected: tuple[int, int]) -> None:
+    right, named = read_back(read, shapes.parse([prompt]))
+    assert (right.item(), named.item()) == expected
+
+
+def test_clip_score_is_open_clips(tmp_path: Path) -> None:
+    """On a small random tower: the mean cosine of open_clip's own features, called by hand."""
+    import open_clip
+
+    torch.manual_seed(0)
+    tower, _, preprocess = open_clip.create_model_and_transforms("RN50-quickgelu", pretrained=None)
+    torch.save(tower.state_dict(), tmp_path / "tower.pt")
+    images = torch.rand(2, 3, 224, 224)
+    prompts = ["a red ring", "a blue square"]
+    metric = ClipScore("RN50-quickgelu", str(tmp_path / "tower.pt"))
+    metric.update(images, prompts)
+    tower.eval()
+    with torch.no_grad():
+        image = tower.encode_image(preprocess.transforms[-1](images))
+        text = tower.encode_text(open_clip.get_tokenizer("RN50-quickgelu")(prompts))
+    expected = torch.nn.functional.cosine_similarity(image, text).mean()
+    assert metric.compute().item() == pytest.approx(expected.item(), abs=1e-5)

@@ -1,0 +1,146 @@
+"""What a user types, and what a user gets for a mistake: one clear sentence and exit code 2."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill.cli import COMMANDS, HELP, main
+from tests.runs import checkpoint, distill, fit_arguments, logged
+
+
+def mistake(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
+    """Runs a command that must end with exit code 2, and returns its one line of error."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("distill: error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_help_is_quick_and_names_every_command() -> None:
+    import subprocess
+    import sys
+
+    loaded = "import sys; from distill.cli import main; main(['--help']); print('torch' in sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout
+    assert answer.startswith(HELP)
+    assert answer.endswith("False\n"), "--help must not import torch"
+    assert all(f"  {command} " in HELP for command in COMMANDS)
+
+
+def test_recipe_of_ladd_at_paper_size_runs_two_steps(sd3_folder: Path, sd3_latents: Path, tmp_path: Path) -> None:
+    main(fit_arguments("ladd_sd3.yaml", sd3_folder, sd3_latents, tmp_path))
+    saved = checkpoint(tmp_path)
+    assert saved["global_step"] == 2
+    assert saved["distill"]["levels"] == [1.0, 0.75, 0.5, 0.25]
+    assert {name.split(".")[0] for name in saved["state_dict"]} == {"student", "ema", "strategies", "skipped"}
+    assert all(abs(value) < 100 for value in logged(tmp_path)["student/LatentAdversarial"])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"model__studnet_clip": 1}, ["studnet_clip"]),
+        ({"trainer__max_steps": "many"}, ["max_steps", "many"]),
+        ({"model__teacher": "/nowhere/sd3"}, ["/nowhere/sd3", "no pipeline"]),
+        ({"model__strategies": '[{"class_path": "LatentAdversarail"}]'}, ["LatentAdversarail"]),
+        ({"data__batch_size": 1}, ["batch_size", "norm=group"]),
+        ({"data__batch_size": 65}, ["65", "64"]),
+        ({"trainer__strategy": "fsdp", "trainer__devices": 2}, ["FSDP2", "ModelParallelStrategy"]),
+        ({"trainer__precision": "16-mixed"}, ["16-mixed", "bf16-mixed"]),
+        ({"model__critic_updates": 0}, ["critic_updates"]),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_mistakes_in_a_recipe(
+    options: dict,
+    words: list[str],
+    sd3_folder: Path,
+    sd3_latents: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    error = mistake(capsys, fit_arguments("ladd_sd3.yaml", sd3_folder, sd3_latents, tmp_path, **options))
+    assert all(word in error for word in words), error
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_teacher_that_is_no_pipeline(sd3_latents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = fit_arguments("ladd_sd3.yaml", tmp_path, sd3_latents, tmp_path / "run")
+    assert "no model_index.json" in mistake(capsys, arguments)
+
+
+def test_latents_of_another_teacher(
+    sd_folder: Path, sd3_latents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = mistake(capsys, fit_arguments("ladd_sd3.yaml", sd_folder, sd3_latents, tmp_path))
+    assert "made by sd3@" in error and "not by model.teacher sd@" in error
+
+
+def test_missing_latents_name_the_command(sd3_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = mistake(capsys, fit_arguments("ladd_sd3.yaml", sd3_folder, tmp_path / "none", tmp_path))
+    assert f"distill generate latents --teacher {sd3_folder} --output {tmp_path / 'none'}" in error
+
+
+def test_config_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "none.yaml" in mistake(capsys, ["fit", "--config", "none.yaml"])
+
+
+def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "'fitt' is no command" in mistake(capsys, ["fitt"])
+
+
+def test_interpolation_sees_overrides(capsys: pytest.CaptureFixture[str]) -> None:
+    run = distill(["fit", "--config", "recipes/tiny_ladd.yaml", "--model.teacher", "tiny-sd", "--print_config"])
+    assert run.stdout.count("teacher: tiny-sd\n") == 2  # model's own, and data's through ${}
+
+
+def test_generate_export_sample_evaluate(sd3_folder: Path, sd3_latents: Path, tmp_path: Path) -> None:
+    made = tmp_path / "latents"
+    main(
+        ["generate", "latents", "--teacher", str(sd3_folder), "--output", str(made), "--count", "64", "--steps", "2"]
+        + ["--guidance", "3.0", "--shard_size", "32", "--batch_size", "32", "--accelerator", "cpu", "--devices", "1"]
+    )
+    manifests = [json.loads((folder / "manifest.json").read_text()) for folder in (made, sd3_latents)]
+    assert manifests[0]["shards"] == manifests[1]["shards"], "Trainer.predict and the plain loop make the same latents"
+    main(fit_arguments("ladd_sd3.yaml", sd3_folder, made, tmp_path / "run"))
+    last = str(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    main(["export", "--checkpoint", last, "--output", str(tmp_path / "student")])
+    main(
+        ["sample", "--pipeline", str(tmp_path / "student"), "--prompt", '["a red ring", "a blue square"]']
+        + ["--steps", "4", "--output", str(tmp_path / "images"), "--device", "cpu"]
+    )
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [
+        "00000.png",
+        "00001.png",
+        "grid.png",
+        "prompts.txt",
+    ]
+    values = tmp_path / "values.json"
+    main(
+        ["evaluate", "--checkpoint", last, "--steps", "1", "--samples", "64", "--output", str(values)]
+        + ["--device", "cpu", "--batch_size", "32"]
+    )
+    assert 0 <= json.loads(values.read_text())["alignment"] <= 1
+
+
+def test_steps_a_student_was_not_trained_for(
+    sd3_folder: Path, sd3_latents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(fit_arguments("ladd_sd3.yaml", sd3_folder, sd3_latents, tmp_path, trainer__max_steps=1))
+    last = str(tmp_path / "checkpoints" / "last.ckpt")
+    assert "samples in 1, 2, 4 steps, not in 3" in mistake(
+        capsys, ["evaluate", "--checkpoint", last, "--steps", "3", "--samples", "64"]
+    )
+
+
+def test_checkpoint_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    arguments = ["export", "--checkpoint", str(tmp_path / "other.ckpt"), "--output", str(tmp_path / "out")]
+    assert "no checkpoint of a DistillModule" in mistake(capsys, arguments)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,94 @@
+"""A student leaves as a pipeline stock diffusers loads and calls, and paints what `distill sample` paints."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill import backbones
+from distill.cli import main
+from distill.errors import ConfigError
+from distill.export import load_student
+from tests.runs import checkpoint, environment, fit_arguments
+
+STOCK = """
+import json, sys, torch
+from diffusers import StableDiffusion3Pipeline
+folder, steps, out = sys.argv[1:]
+pipe = StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)
+call = json.load(open(folder + "/distill.json"))["calls"][steps]
+torch.manual_seed(5)
+generators = [torch.Generator().manual_seed(5 + i) for i in range(2)]
+images = pipe(["a red ring", "a blue square"], generator=generators, output_type="pt", **call).images
+torch.save(images, out)
+assert "distill" not in sys.modules
+print([round(float(s), 4) for s in pipe.scheduler.sigmas])
+"""
+
+
+@pytest.fixture(scope="module")
+def run(sd3_folder: Path, sd3_latents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    main(fit_arguments("ladd_sd3.yaml", sd3_folder, sd3_latents, folder, trainer__max_steps=3))
+    main(["export", "--checkpoint", str(folder / "checkpoints" / "last.ckpt"), "--output", str(folder / "student")])
+    return folder
+
+
+@pytest.mark.parametrize(("steps", "sigmas"), [(1, [1.0, 0.0]), (4, [1.0, 0.75, 0.5, 0.25, 0.0])])
+def test_stock_diffusers_paints_what_sample_paints(run: Path, steps: int, sigmas: list[float], tmp_path: Path) -> None:
+    from distill.inference import open_painter
+
+    script, answer = tmp_path / "stock.py", tmp_path / "images.pt"
+    script.write_text(STOCK)
+    stock = subprocess.run(
+        [sys.executable, str(script), str(run / "student"), str(steps), str(answer)],
+        capture_output=True, text=True, env=environment(), check=False,
+    )  # fmt: skip
+    assert stock.returncode == 0, stock.stderr[-2000:]
+    assert json.loads(stock.stdout.splitlines()[-1]) == sigmas, "the sampler visits exactly the trained levels"
+    ours = open_painter(str(run / "student"), steps, device="cpu")(["a red ring", "a blue square"], seed=5)
+    assert (torch.load(answer) - ours).abs().max() <= 1e-3
+
+
+def test_exported_weights_are_the_moving_average(run: Path) -> None:
+    state = checkpoint(run)["state_dict"]
+    exported = backbones.load(str(run / "student")).denoiser().state_dict()
+    for name, tensor in exported.items():
+        assert torch.equal(tensor, state[f"ema.{name}"])
+    assert any(not torch.equal(state[f"ema.{name}"], state[f"student.{name}"]) for name in exported)
+
+
+def test_model_card_says_what_the_student_is(run: Path) -> None:
+    card = (run / "student" / "README.md").read_text()
+    for fact in ("LatentAdversarial", "3 updates", "64 latents of sd3@", "[1.0, 0.75, 0.5, 0.25]", "guidance 0"):
+        assert fact in card
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)
+    assert code and "sigmas=[1.0, 0.75, 0.5, 0.25]" in code[1]
+    names: dict = {}
+    exec(code[1].replace("THIS_FOLDER", str(run / "student")), names)  # the card's own example runs
+    assert names["image"].size == (32, 32)
+
+
+def test_only_safetensors_are_written(run: Path) -> None:
+    kinds = {file.suffix for file in (run / "student").rglob("*") if file.is_file()}
+    assert ".safetensors" in kinds and not kinds & {".bin", ".pt", ".ckpt", ".pth"}
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected"])
+def test_weights_that_do_not_fit_are_refused(run: Path, change: str, tmp_path: Path) -> None:
+    state = checkpoint(run)
+    name = next(name for name in state["state_dict"] if name.startswith("ema."))
+    tensor = state["state_dict"][name]
+    if change == "missing":
+        del state["state_dict"][name]
+    else:
+        state["state_dict"]["ema.network.extra"] = tensor
+    torch.save(state, tmp_path / "changed.ckpt")
+    with pytest.raises(ConfigError, match="does not fit the teacher"):
+        load_student(tmp_path / "changed.ckpt")

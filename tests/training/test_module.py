@@ -1,0 +1,195 @@
+"""The training step: turns, steps that count, failures that do not, and what a run keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor, nn
+
+from distill.data.latents import LatentsData
+from distill.diffusion.levels import Discrete
+from distill.errors import ConfigError
+from distill.strategies import LatentAdversarial, NoisedData, Strategy
+from distill.training.module import DistillModule
+from tests.runs import ROOT
+
+
+class Pull(Strategy):
+    """Pulls the answer towards zero; a critic that learns the answer's mean; NaN on demand."""
+
+    def __init__(self, weight: float = 1.0, poisoned: tuple[int, ...] = ()):
+        super().__init__(weight)
+        self.poisoned, self.calls = poisoned, 0
+
+    def configure(self, backbone: Any, teacher: Any) -> None:
+        self.critic = nn.Linear(1, 1)
+
+    def student_loss(self, sample: Any, batch: Any, step: int) -> Tensor:
+        self.calls += 1
+        poison = float("nan") if self.calls in self.poisoned else 1.0
+        return sample.x0.square().mean() * poison
+
+    def critic_loss(self, sample: Any, batch: Any, step: int) -> dict[str, Tensor]:
+        assert self.critic is not None
+        return {"fit": (self.critic(sample.x0.detach().mean().view(1, 1)) - 1).square().sum()}
+
+
+def module(teacher: Path, strategies: list[Strategy], **options: Any) -> DistillModule:
+    return DistillModule(
+        str(teacher),
+        strategies,
+        NoisedData(Discrete([1.0, 0.5])),
+        student_optimizer=lambda p: torch.optim.SGD(p, 0.1),
+        critic_optimizer=lambda p: torch.optim.SGD(p, 0.1),
+        **options,
+    )
+
+
+def fit(model: DistillModule, latents: Path, steps: int, callbacks: list[L.Callback] | None = None, **options: Any):
+    trainer = L.Trainer(
+        max_steps=steps, max_epochs=-1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1, callbacks=callbacks, **options,
+    )  # fmt: skip
+    data = LatentsData(str(latents), model.teacher_name, batch_size=8)
+    trainer.fit(model, data)
+    return trainer
+
+
+class Watch(L.Callback):
+    """Keeps what each batch left."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, model: Any, *_: Any) -> None:
+        row = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        weights = torch.cat([p.detach().flatten() for p in model.student.parameters()])
+        average = torch.cat([p.flatten() for p in model.ema.parameters()]) if model.ema else None
+        self.rows.append(row | {"step": trainer.global_step, "student": weights.clone(), "ema": average})
+
+
+@pytest.mark.parametrize(("accumulate", "critic_updates"), [(1, 1), (2, 1), (1, 3), (2, 2)])
+def test_steps_are_student_updates(accumulate: int, critic_updates: int, sd3_folder: Path, sd3_latents: Path) -> None:
+    watch = Watch()
+    model = module(sd3_folder, [Pull()], accumulate=accumulate, critic_updates=critic_updates)
+    trainer = fit(model, sd3_latents, 3, [watch])
+    batches = accumulate * critic_updates
+    assert trainer.global_step == 3
+    assert [row["step"] for row in watch.rows] == [i // batches for i in range(1, 3 * batches + 1)]
+
+
+def test_accumulated_batches_are_one_larger_batch(sd3_folder: Path, sd3_latents: Path) -> None:
+    """Two batches of 8 move the student as their mean gradient does."""
+
+    class Fixed(NoisedData):
+        def __call__(self, batch: Any, process: Any, step: int) -> tuple[Tensor, Tensor]:
+            return torch.ones_like(batch.x0), torch.full((len(batch.x0),), 0.5)
+
+    watched = []
+    for accumulate in (1, 2):
+        watch = Watch()
+        model = module(sd3_folder, [Pull()], accumulate=accumulate, student_clip=None)
+        model.inputs = Fixed(Discrete([1.0]))
+        model.encode = lambda raw, encode=model.encode: _same_prompts(encode, raw)  # type: ignore[method-assign]
+        fit(model, sd3_latents, 1, [watch])
+        watched.append(watch.rows[-1]["student"])
+    assert torch.allclose(watched[0], watched[1], atol=1e-7)
+
+
+def _same_prompts(encode: Any, raw: dict[str, Any]) -> Any:
+    return encode({**raw, "prompts": ["a red ring"] * len(raw["prompts"])})
+
+
+def test_every_student_parameter_that_matters_gets_a_gradient_and_critics_get_none_in_its_turn(
+    sd3_folder: Path, sd3_latents: Path
+) -> None:
+    seen: dict[str, Any] = {}
+
+    class Spy(DistillModule):
+        def _update(self, player: int, parameters: list[nn.Parameter]) -> bool:
+            assert self.student is not None
+            critics = [p.grad is not None for critic in self.critics for p in critic.parameters()]
+            student = [p.grad is not None for p in self.student.parameters()]
+            seen[("student", "critic")[player]] = (student, critics)
+            return super()._update(player, parameters)
+
+    model = Spy(
+        str(sd3_folder), [LatentAdversarial()], NoisedData(Discrete([1.0, 0.5])),
+        student_optimizer=torch.optim.SGD, critic_optimizer=torch.optim.SGD,
+    )  # fmt: skip
+    fit(model, sd3_latents, 1)
+    assert all(seen["student"][0]) and not any(seen["student"][1])
+    assert not any(seen["critic"][0]) and all(seen["critic"][1])
+
+
+def test_not_finite_update_is_skipped_and_counted(sd3_folder: Path, sd3_latents: Path) -> None:
+    watch = Watch()
+    trainer = fit(module(sd3_folder, [Pull(poisoned=(2,))]), sd3_latents, 3, [watch])
+    first, second, third, fourth = watch.rows
+    assert torch.equal(first["student"], second["student"]) and torch.equal(first["ema"], second["ema"])
+    assert not torch.equal(second["student"], third["student"])
+    assert trainer.global_step == 3 and [row["step"] for row in watch.rows] == [1, 1, 2, 3]
+    assert second["skipped_updates"] == 1 and fourth["student"].isfinite().all()
+
+
+def test_run_stops_with_advice_after_too_many_in_a_row(sd3_folder: Path, sd3_latents: Path) -> None:
+    model = module(sd3_folder, [Pull(poisoned=tuple(range(2, 99)))], patience=3)
+    with pytest.raises(ConfigError, match="3 updates in a row .* lower the learning rates"):
+        fit(model, sd3_latents, 50)
+    assert int(model.skipped[0]) == 3
+
+
+def test_moving_average_follows_the_student(sd3_folder: Path, sd3_latents: Path) -> None:
+    watch = Watch()
+    fit(module(sd3_folder, [Pull()], ema=0.9), sd3_latents, 4, [watch])
+    average = watch.rows[0]["ema"]
+    for step, row in enumerate(watch.rows[1:], start=1):
+        decay = min(0.9, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * row["student"]
+        assert torch.allclose(row["ema"], average, atol=1e-6)
+
+
+def test_student_is_asked_once_per_batch(sd3_folder: Path, sd3_latents: Path) -> None:
+    calls = []
+
+    class Count(L.Callback):
+        def on_fit_start(self, trainer: L.Trainer, model: Any) -> None:
+            model.student.register_forward_hook(lambda *_: calls.append("student"))
+            model.teacher.network.register_forward_hook(lambda *_: calls.append("teacher"))
+
+    fit(module(sd3_folder, [LatentAdversarial()]), sd3_latents, 2, [Count()])
+    assert calls == ["student", "teacher", "teacher"] * 2
+
+
+def test_terms_are_weighted_and_named(sd3_folder: Path, sd3_latents: Path) -> None:
+    watch = Watch()
+    fit(module(sd3_folder, [Pull(weight=1.0), Pull(weight=3.0)]), sd3_latents, 1, [watch])
+    row = watch.rows[0]
+    assert row["gradient_at_sample/Pull_1"] == pytest.approx(3 * row["gradient_at_sample/Pull_0"], rel=1e-5)
+    assert row["student/Pull_0"] == pytest.approx(row["student/Pull_1"], rel=1e-6)
+
+
+def test_page_about_strategies_is_true(
+    sd3_folder: Path, sd3_latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The strategy the docs show trains from YAML by its import path, in 40 lines or fewer."""
+    import re
+
+    from distill.cli import main
+    from tests.runs import checkpoint, fit_arguments, logged
+
+    page = (ROOT / "docs" / "write_a_strategy.md").read_text()
+    code = re.search(r"```python\n(.*?)```", page, re.DOTALL)
+    recipe = re.search(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert code and recipe and len(code[1].splitlines()) <= 40
+    (tmp_path / "my_strategy.py").write_text(code[1])
+    (tmp_path / "mine.yaml").write_text(recipe[1])
+    monkeypatch.syspath_prepend(tmp_path)
+    arguments = fit_arguments("tiny_ladd.yaml", sd3_folder, sd3_latents, tmp_path / "run")
+    main([*arguments[:3], "--config", str(tmp_path / "mine.yaml"), *arguments[3:]])
+    assert checkpoint(tmp_path / "run")["distill"]["strategies"] == ["FeatureMatching", "LatentAdversarial"]
+    assert all(value > 0 for value in logged(tmp_path / "run")["student/FeatureMatching"])

@@ -1,0 +1,82 @@
+"""One process, DDP and FSDP2: the same losses; and a killed run that goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.runs import checkpoint, command, distill, environment, fit_arguments, logged
+
+FSDP2 = {
+    "trainer__devices": 2,
+    "trainer__strategy": "lightning.pytorch.strategies.ModelParallelStrategy",
+    "trainer__strategy__data_parallel_size": 2,
+    "trainer__strategy__tensor_parallel_size": 1,
+}
+COMPARED = ("student/LatentAdversarial", "critic/LatentAdversarial/game", "student/gradient_norm",
+            "critic/gradient_norm", "gradient_at_sample/LatentAdversarial")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def alone(sd3_folder: Path, sd3_latents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alone")
+    run = distill(fit_arguments("ladd_sd3.yaml", sd3_folder, sd3_latents, folder, trainer__max_steps=5))
+    assert run.returncode == 0, run.stderr[-2000:]
+    return folder
+
+
+@pytest.mark.parametrize("strategy", [{"trainer__strategy": "ddp", "trainer__devices": 2}, FSDP2], ids=["ddp", "fsdp2"])
+def test_two_processes_train_as_one(
+    strategy: dict, alone: Path, sd3_folder: Path, sd3_latents: Path, tmp_path: Path
+) -> None:
+    arguments = fit_arguments(
+        "ladd_sd3.yaml", sd3_folder, sd3_latents, tmp_path, **{"trainer__max_steps": 5, **strategy}
+    )
+    run = distill(arguments)
+    assert run.returncode == 0, run.stderr[-2000:]
+    one, two = logged(alone), logged(tmp_path)
+    for name in COMPARED:
+        assert len(two[name]) == 5
+        assert two[name] == pytest.approx(one[name], rel=1e-4), name
+
+
+def test_killed_run_continues_bit_for_bit(sd3_folder: Path, sd3_latents: Path, tmp_path: Path) -> None:
+    options = {"trainer__max_steps": 21, "checkpoint__every_n_train_steps": 3}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert distill(fit_arguments("ladd_sd3.yaml", sd3_folder, sd3_latents, whole, **options)).returncode == 0
+    arguments = [*fit_arguments("ladd_sd3.yaml", sd3_folder, sd3_latents, killed, **options), "--ckpt_path", "last"]
+    process = subprocess.Popen(
+        command(arguments), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while not (killed / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None, "the run ended before its first checkpoint"
+        time.sleep(0.01)
+    time.sleep(random.random())
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert distill(arguments).returncode == 0
+    first, second = checkpoint(whole), checkpoint(killed)
+    assert first["global_step"] == second["global_step"] == 21
+    _assert_equal(first["state_dict"], second["state_dict"])
+    _assert_equal(first["optimizer_states"], second["optimizer_states"])
+    assert min(logged(killed)["step"]) >= 3, "the second run began anew"
+
+
+def _assert_equal(first: object, second: object) -> None:
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second)  # type: ignore[arg-type]
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys()  # type: ignore[attr-defined]
+        for key in first:
+            _assert_equal(first[key], second[key])  # type: ignore[index]
+    elif isinstance(first, list | tuple):
+        for one, other in zip(first, second, strict=True):  # type: ignore[call-overload]
+            _assert_equal(one, other)
+    else:
+        assert first == second
