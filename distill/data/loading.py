@@ -10,6 +10,8 @@ import torch
 from torch.utils.data import Sampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from distill.errors import ConfigError
+
 
 class BatchedDataset(Protocol):
     """A data set that answers a list of indices with one collated batch: a dict of tensors `[B, ...]` and lists."""
@@ -33,19 +35,19 @@ class GlobalBatchSampler(Sampler[list[int]]):
         shuffle: False deals the data set in its own order.
 
     Raises:
-        ValueError: a batch that does not divide by the ranks, or is larger than the data set.
+        ConfigError: a batch that does not divide by the ranks, or is larger than the data set.
     """
 
     def __init__(
         self, length: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1, shuffle: bool = True
     ):
         if batch_size < 1 or batch_size % world_size:
-            raise ValueError(
+            raise ConfigError(
                 f"data.batch_size counts the samples over all processes: {batch_size} do not divide by {world_size} "
                 f"processes; set a multiple of {world_size}"
             )
         if length < batch_size:
-            raise ValueError(
+            raise ConfigError(
                 f"data.batch_size is {batch_size}, but the data set holds only {length} samples; "
                 f"set data.batch_size to {length} or less, or add data"
             )

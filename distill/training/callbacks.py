@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from distill.data import shapes
@@ -100,6 +101,14 @@ class Evaluation(L.Callback):
 
     def on_test_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
         self.on_validation_epoch_end(trainer, module)
+
+
+class Checkpoint(ModelCheckpoint):
+    """Lightning's `ModelCheckpoint`, which also keeps the last step of a run that ends between two checkpoints."""
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if self.save_last and self._last_global_step_saved != trainer.global_step:
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
 
 class RunMonitor(L.Callback):

@@ -6,7 +6,6 @@ from typing import Any
 
 import lightning as L
 from jsonargparse import set_parsing_settings
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import distill.data.latents
@@ -17,7 +16,8 @@ import distill.tiny.judge
 import distill.tiny.text
 import distill.training.module  # noqa: F401  (imported so that recipes can use short class names)
 from distill.errors import ConfigError
-from distill.training.callbacks import Evaluation, RunMonitor, SampleGrid
+from distill.training import parallel
+from distill.training.callbacks import Checkpoint, Evaluation, RunMonitor, SampleGrid
 
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 
@@ -49,15 +49,37 @@ class DistillCLI(LightningCLI):
             args=args,
         )
 
+    def before_instantiate_classes(self) -> None:
+        """Refuses by name what Lightning would refuse, or quietly replace, for reasons of its own on this machine."""
+        trainer = self.config[self.subcommand].trainer
+        strategy = getattr(trainer.strategy, "class_path", trainer.strategy)
+        parallel.check_names(str(strategy), str(trainer.precision))
+
+    def instantiate_classes(self) -> None:
+        """As LightningCLI, but says only what the constructor that refused its arguments said."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise ConfigError(str(_refusal(error))) from error
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What every run shows and keeps, each a section of the recipe beside `model`, `data` and `trainer`."""
         parser.add_lightning_class_args(SampleGrid, "samples")
         parser.add_lightning_class_args(Evaluation, "evaluation")
         parser.add_lightning_class_args(RunMonitor, "monitor")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.every_n_train_steps": 500})
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         skipped = {"model", "dataloaders", "datamodule", "train_dataloaders", "val_dataloaders"}
         return {name: skipped for name in ("fit", "validate", "test")}
+
+
+def _refusal(error: BaseException) -> BaseException:
+    """The sentence meant for the user among the exceptions jsonargparse wraps it in."""
+    chain = [error]
+    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(inner)
+    meant = [link for link in chain if isinstance(link, ConfigError)]
+    return (meant or [link for link in chain if isinstance(link, ValueError)])[-1]

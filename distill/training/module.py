@@ -87,7 +87,7 @@ class DistillModule(L.LightningModule):
         self.clips, self.ema_target = (student_clip, critic_clip), ema
         self.accumulate, self.critic_updates = accumulate, critic_updates
         self.seed, self.checkpoint, self.compiled, self.patience = seed, checkpoint, compiled, patience
-        self.register_buffer("skipped", torch.zeros(2, dtype=torch.long))  # updates skipped: in all, in a row
+        self.register_buffer("skipped", torch.zeros(3, dtype=torch.long))  # updates: in all; in a row, per player
         self._scalars: dict[str, Tensor] = {}
         self._autoencoder: Frozen | None = None
         self.student: Denoiser | None = None
@@ -213,7 +213,7 @@ class DistillModule(L.LightningModule):
         norm = parallel.clip_gradients(parameters, self.clips[player])
         self._scalars[("student" if player == 0 else "critic") + "/gradient_norm"] = norm
         finite = bool(norm.isfinite())
-        self._count_skipped(finite)
+        self._count_skipped(player, finite)
         if finite:
             if player:  # only student updates count as steps (Lightning issue 17958)
                 optimizer._on_before_step = optimizer._on_after_step = _nothing
@@ -222,16 +222,20 @@ class DistillModule(L.LightningModule):
         optimizer.zero_grad(set_to_none=True)
         return finite
 
-    def _count_skipped(self, finite: bool) -> None:
-        self.skipped[1] = 0 if finite else self.skipped[1] + 1
-        self.skipped[0] += int(not finite)
-        if not finite:
-            rank_zero_warn(f"update {self.global_step} skipped: its gradient was not finite")
-        if int(self.skipped[1]) >= self.patience:
+    def _count_skipped(self, player: int, finite: bool) -> None:
+        row = 1 + player
+        if finite:
+            self.skipped[row] = 0
+            return
+        name = ("student", "critic")[player]
+        self.skipped[row] += 1
+        self.skipped[0] += 1
+        rank_zero_warn(f"an update of the {name} after step {self.global_step} was skipped: its gradient is not finite")
+        if int(self.skipped[row]) >= self.patience:
             raise ConfigError(
-                f"{self.patience} updates in a row had a gradient that is not finite; lower the learning rates, set "
-                "model.student_clip and model.critic_clip, or use trainer.precision=32-true, then continue from the "
-                "last checkpoint"
+                f"{self.patience} updates of the {name} in a row had a gradient that is not finite; lower the learning "
+                "rates, set model.student_clip and model.critic_clip, or use trainer.precision=32-true, then continue "
+                "from the last checkpoint"
             )
 
     def _step_schedule(self, optimizer: torch.optim.Optimizer) -> None:

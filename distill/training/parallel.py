@@ -33,11 +33,7 @@ def check_strategy(strategy: Strategy, precision: str) -> None:
     Raises:
         ConfigError: FSDP1, tensor parallelism, fp16, or a strategy this package was never tried with.
     """
-    if isinstance(strategy, FSDPStrategy):
-        raise ConfigError(
-            "trainer.strategy=fsdp (FSDP1) does not support manual optimization in Lightning; use FSDP2 instead, "
-            f"trainer.strategy: {_FSDP2}"
-        )
+    check_names("fsdp" if isinstance(strategy, FSDPStrategy) else type(strategy).__name__, precision)
     if isinstance(strategy, ModelParallelStrategy):
         if strategy._tensor_parallel_size != 1:
             raise ConfigError(
@@ -47,6 +43,19 @@ def check_strategy(strategy: Strategy, precision: str) -> None:
     elif not isinstance(strategy, DDPStrategy | SingleDeviceStrategy):
         raise ConfigError(
             f"trainer.strategy={type(strategy).__name__} is not supported; choose auto, ddp, or FSDP2: {_FSDP2}"
+        )
+
+
+def check_names(strategy: str, precision: str) -> None:
+    """Refuses FSDP1 and fp16 by the names a recipe has for them.
+
+    Raises:
+        ConfigError: as `check_strategy`.
+    """
+    if strategy.startswith("fsdp") or strategy.endswith("FSDPStrategy"):
+        raise ConfigError(
+            "trainer.strategy=fsdp (FSDP1) does not support manual optimization in Lightning; use FSDP2 instead, "
+            f"trainer.strategy: {_FSDP2}"
         )
     if precision.startswith("16"):
         raise ConfigError(

@@ -4,6 +4,7 @@ import pytest
 from lightning.fabric.utilities.data import _set_sampler_epoch
 
 from distill.data.loading import GlobalBatchSampler, batches, loader
+from distill.errors import ConfigError
 
 
 class Indices:
@@ -71,7 +72,7 @@ def test_without_shuffling_samples_come_in_their_own_order():
     ],
 )
 def test_batches_that_cannot_be_dealt_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         GlobalBatchSampler(**settings)
 
 

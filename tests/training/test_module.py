@@ -138,7 +138,7 @@ def test_not_finite_update_is_skipped_and_counted(sd3_folder: Path, sd3_latents:
 
 def test_run_stops_with_advice_after_too_many_in_a_row(sd3_folder: Path, sd3_latents: Path) -> None:
     model = module(sd3_folder, [Pull(poisoned=tuple(range(2, 99)))], patience=3)
-    with pytest.raises(ConfigError, match="3 updates in a row .* lower the learning rates"):
+    with pytest.raises(ConfigError, match="3 updates of the student in a row .* lower the learning rates"):
         fit(model, sd3_latents, 50)
     assert int(model.skipped[0]) == 3
 

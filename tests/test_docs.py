@@ -1,0 +1,67 @@
+"""Every command in README and docs runs, in the order they stand there; sizes shrunk from the command line."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from distill.cli import main
+from tests.runs import ROOT
+
+SHRUNK = {
+    "fit": "--trainer.max_steps 2 --data.batch_size 16 --data.generation.count 32 --data.generation.steps 2 "
+    "--data.generation.shard_size 32 --samples.every 1 --checkpoint.every_n_train_steps 1 --trainer.accelerator cpu",
+    "validate": "--data.reference 64 --data.batch_size 32 --data.generation.count 32 --trainer.accelerator cpu",
+    "generate": "--count 32 --steps 2 --accelerator cpu",
+    "evaluate": "--samples 64 --batch_size 32 --device cpu",
+    "sample": "--device cpu",
+    "export": "",
+}
+
+
+def commands(page: Path) -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
+    lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith("distill ")]
+
+
+def test_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    monkeypatch.chdir(tmp_path)
+    found = commands(ROOT / "README.md")
+    assert {command.split()[1] for command in found} == set(SHRUNK)
+    for command in found:
+        arguments = shlex.split(command)[1:]
+        main([*arguments, *shlex.split(SHRUNK[arguments[0]])])
+    assert (tmp_path / "runs/student/model_index.json").is_file()
+    assert (tmp_path / "runs/samples/grid.png").is_file()
+    assert (tmp_path / "runs/tiny_ladd/samples/step-000002.png").is_file()
+    assert list((tmp_path / "runs/tiny_ladd/tensorboard").glob("events.*"))
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
+)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
+)
+def test_files_pages_name_are_there(page: Path) -> None:
+    for name in re.findall(r"`((?:recipes|benchmarks|docs|distill)/[\w/.-]+)`", page.read_text()):
+        assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda recipe: recipe.stem)
+def test_recipes_parse(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--config", str(recipe), "--print_config"])
+    assert ended.value.code == 0
+    assert "class_path" in capsys.readouterr().out

@@ -1,0 +1,46 @@
+"""The networks of the tiny world train through the same command as students do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill.cli import main
+from tests.runs import ROOT
+
+SHRUNK = ["--trainer.max_steps", "2", "--data.batch_size", "8", "--trainer.accelerator", "cpu"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "output", "options"),
+    [
+        ("judge", "shapes_judge.safetensors", []),
+        ("autoencoder", "vae/config.json", ["--model.measured", "128"]),
+        ("text_encoders", "text/text_encoder_2/model.safetensors", []),
+    ],
+)
+def test_parts_are_trained_and_written(
+    recipe: str, output: str, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["fit", "--config", str(ROOT / "recipes" / "assets" / f"{recipe}.yaml"), *SHRUNK, *options])
+    assert (tmp_path / "build" / "assets" / output).stat().st_size > 0
+
+
+def test_teacher_is_pretrained_exported_and_distilled_from(
+    sd_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distill import backbones
+
+    monkeypatch.chdir(tmp_path)
+    recipe = str(ROOT / "recipes" / "assets" / "tiny_sd.yaml")
+    main(["fit", "--config", recipe, *SHRUNK, "--model.teacher", str(sd_folder), "--data.count", "64"])
+    last = "build/assets/tiny-sd/checkpoints/last.ckpt"
+    main(["export", "--checkpoint", last, "--output", "teacher", "--half", "true"])
+    trained = backbones.load("teacher").denoiser().state_dict()
+    before = backbones.load(str(sd_folder)).denoiser().state_dict()
+    assert trained.keys() == before.keys()
+    assert any(not torch.allclose(trained[name], before[name], atol=1e-3) for name in before)
+    assert not backbones.load("teacher").calls, "a pretrained network is no few-step student"
