@@ -32,6 +32,8 @@ assets: .venv/installed  ## rebuild the shipped tiny pipelines and the shapes ju
 	for name in tiny-sd3 tiny-sd; do \
 	  $(BIN)/python -m distill.tiny.assemble $$name $(ASSETS) $(ASSETS)/untrained/$$name || exit 1; done
 	$(DISTILL) fit --config recipes/assets/tiny_sd3.yaml
+	$(DISTILL) export --checkpoint $(ASSETS)/tiny-sd3-stage1/checkpoints/last.ckpt --output $(ASSETS)/trained/tiny-sd3-stage1
+	$(DISTILL) fit --config recipes/assets/tiny_sd3_stage2.yaml
 	$(DISTILL) fit --config recipes/assets/tiny_sd.yaml
 	cp $(ASSETS)/shapes_judge.safetensors distill/assets/
 	for name in tiny-sd3 tiny-sd; do \

@@ -61,7 +61,7 @@ class Batch:
     """One batch of data, encoded.
 
     Attributes:
-        x0: clean latents `[B, C, H, W]`, or None where the student is asked without data.
+        x0: clean latents `[B, C, H, W]`.
         cond: conditioning tensors.
         prompts: the B captions behind `cond`.
         draws: this batch's random numbers.

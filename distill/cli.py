@@ -217,7 +217,15 @@ def _quiet() -> None:
     from diffusers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    warnings.filterwarnings("ignore")
+    for category in (DeprecationWarning, FutureWarning):
+        warnings.filterwarnings("ignore", category=category)
+    for advice in (
+        ".*is deprecated.*",
+        ".*many workers.*",
+        ".*LightningCLI's args parameter.*",
+        ".*torch.searchsorted.*",
+    ):
+        warnings.filterwarnings("ignore", message=advice)
 
 
 def _fail(message: str, *_: Any) -> None:

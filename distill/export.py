@@ -22,7 +22,7 @@ class Student:
     Attributes:
         backbone: the teacher's pipeline.
         denoiser: the student.
-        facts: `teacher`, `strategies`, `levels`, `steps`, `data` as the run stored them.
+        facts: `teacher`, `strategies`, `levels`, `size`, `steps`, `data` as the run stored them.
     """
 
     backbone: Backbone
@@ -36,7 +36,8 @@ class Student:
 
         levels = self.facts["levels"]
         counts = [steps for steps in (1, 2, 4) if steps <= len(levels)]
-        return {str(n): self.backbone.student_call(Discrete(levels).visited(n)) for n in counts}
+        size = self.facts["size"]
+        return {str(n): self.backbone.student_call(Discrete(levels).visited(n), size) for n in counts}
 
     def pipeline(self) -> Any:
         """A stock pipeline: with the few-step scheduler for a student, the teacher's own for a pretrained network."""
@@ -90,6 +91,7 @@ def export(
     Raises:
         ConfigError: as `load_student`.
     """
+    _check_output(Path(output), Path(checkpoint))
     student = load_student(checkpoint, teacher, raw)
     values = read_json(metrics) if metrics else None
     pipeline = student.pipeline()
@@ -99,6 +101,16 @@ def export(
     own = {"call": calls["1"], "calls": calls} if calls else {"call": student.backbone.call}
     student.backbone.save(pipeline, output, model_card(student, type(pipeline).__name__, values), own)
     return student
+
+
+def _check_output(output: Path, checkpoint: Path) -> None:
+    """Refuses to replace anything but a pipeline."""
+    inside = output.resolve() in checkpoint.resolve().parents
+    if inside or (output.exists() and not (output / "model_index.json").is_file() and any(output.iterdir())):
+        raise ConfigError(
+            f"'{output}' holds something that is no pipeline and would be lost; give a new folder, or one that an "
+            "earlier export wrote"
+        )
 
 
 def model_card(student: Student, pipeline: str, metrics: Any = None) -> str:

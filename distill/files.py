@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,14 +19,18 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     """Yields a temporary neighbour of `path` to write a file or folder to; it takes the place of `path` at the end."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    _remove(part)
+    own = f".{path.name}.{uuid.uuid4().hex[:12]}"  # process ids may be equal on two nodes
+    part = path.with_name(own + ".part")
     try:
         yield part
         if path.is_dir() and part.exists():  # if nothing was written, `replace` raises and `path` stays
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            old = path.with_name(own + ".old")
             path.rename(old)
-            part.rename(path)
+            try:
+                part.rename(path)
+            except OSError:
+                old.rename(path)
+                raise
             _remove(old)
         else:
             part.replace(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +23,12 @@ class Painter:
     Attributes:
         pipeline: any text-to-image pipeline.
         call: arguments of every call besides prompts and seeds.
+        encode: prompts to the pipeline's embedding arguments, where its own text encoders are not to be used.
     """
 
     pipeline: Any
     call: dict[str, Any]
+    encode: Callable[[list[str]], dict[str, Any]] | None = None
 
     def __call__(self, prompts: list[str], seed: int = 0, batch_size: int = 64) -> Tensor:
         """Images `[N, 3, H, W]` in [0, 1], float32 on the CPU.
@@ -43,9 +45,9 @@ class Painter:
             with torch.random.fork_rng(), torch.no_grad():
                 torch.manual_seed(seed + part[0])
                 generators = [torch.Generator(device).manual_seed(seed + index) for index in part]
-                answer = self.pipeline(
-                    [prompts[index] for index in part], generator=generators, output_type="pt", **self.call
-                )
+                asked = [prompts[index] for index in part]
+                text = self.encode(asked) if self.encode else {"prompt": asked}
+                answer = self.pipeline(**text, generator=generators, output_type="pt", **self.call)
             yield part, answer.images.float().cpu()
 
     def seconds_per_image(self, prompts: list[str]) -> float:

@@ -14,7 +14,7 @@ import torch
 from distill import backbones
 from distill.cli import main
 from distill.errors import ConfigError
-from distill.export import load_student
+from distill.export import export, load_student
 from tests.runs import checkpoint, environment, fit_arguments
 
 STOCK = """
@@ -92,3 +92,19 @@ def test_weights_that_do_not_fit_are_refused(run: Path, change: str, tmp_path: P
     torch.save(state, tmp_path / "changed.ckpt")
     with pytest.raises(ConfigError, match="does not fit the teacher"):
         load_student(tmp_path / "changed.ckpt")
+
+
+def test_only_pipelines_are_replaced(run: Path, tmp_path: Path) -> None:
+    last = run / "checkpoints" / "last.ckpt"
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    for output in (run, tmp_path / "thesis"):
+        with pytest.raises(ConfigError, match="would be lost"):
+            export(last, output)
+    assert last.is_file() and (tmp_path / "thesis" / "chapter.txt").is_file()
+    export(last, run / "student")  # an earlier export may be
+
+
+def test_student_is_called_at_the_size_it_was_trained_at(run: Path) -> None:
+    calls = json.loads((run / "student" / "distill.json").read_text())["calls"]
+    assert {(call["height"], call["width"]) for call in calls.values()} == {(32, 32)}

@@ -92,8 +92,22 @@ class Backbone:
         """The diffusers scheduler that samples a few-step student."""
         raise NotImplementedError
 
-    def student_call(self, levels: list[float]) -> dict[str, Any]:
-        """Arguments of the pipeline's call that make `student_scheduler` visit exactly `levels`."""
+    def student_call(self, levels: list[float], size: tuple[int, int] | None = None) -> dict[str, Any]:
+        """Arguments of the pipeline's call that make `student_scheduler` visit exactly `levels`.
+
+        Args:
+            levels: noise levels, most noise first.
+            size: height and width of the latents it was trained on; the pipeline's own if not given.
+        """
+        return {**self._levels_call(levels), "num_inference_steps": len(levels), "guidance_scale": 0.0} | (
+            {"height": size[0] * self.factor, "width": size[1] * self.factor} if size else {}
+        )
+
+    def _levels_call(self, levels: list[float]) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def embedding_arguments(self, cond: Cond) -> dict[str, Any]:
+        """The pipeline's arguments that stand for prompts encoded already."""
         raise NotImplementedError
 
     # What all share -------------------------------------------------------------------------------------------------
@@ -123,36 +137,58 @@ class Backbone:
     @cached_property
     def call(self) -> dict[str, Any]:
         """The arguments this pipeline's folder says it is to be called with; empty for foreign pipelines."""
-        file = Path(self.path) / CALL_FILE
-        return read_json(file)["call"] if file.is_file() else {}
+        return self._own.get("call", {})
 
     @cached_property
     def calls(self) -> dict[str, dict[str, Any]]:
         """For an exported student: call arguments by number of steps; empty for others."""
-        file = Path(self.path) / CALL_FILE
-        return read_json(file).get("calls", {}) if file.is_file() else {}
+        return self._own.get("calls", {})
 
     @cached_property
+    def _own(self) -> dict[str, Any]:
+        """What this package wrote beside the pipeline, on disk or on the hub."""
+        file = Path(self.path) / CALL_FILE
+        if not Path(self.path).is_dir():
+            from huggingface_hub import hf_hub_download
+            from huggingface_hub.errors import EntryNotFoundError
+
+            try:
+                file = Path(hf_hub_download(self.path, CALL_FILE))
+            except EntryNotFoundError:  # a pipeline that is not of ours
+                return {}
+        return read_json(file) if file.is_file() else {}
+
+    @property
     def fingerprint(self) -> str:
-        """Name and, for a local folder, a digest of the denoiser's configuration, weight file sizes and first MiB."""
-        folder = Path(self.path) / self.denoiser_name
+        """Name and digest of the denoiser's configuration and weights; the id itself for a hub pipeline."""
+        return self._fingerprint(self.denoiser_name)
+
+    @property
+    def autoencoder_fingerprint(self) -> str:
+        """The same for the autoencoder."""
+        return self._fingerprint("vae")
+
+    def _fingerprint(self, component: str) -> str:
+        folder = Path(self.path) / component
         if not folder.is_dir():
             return self.path
         digest = hashlib.sha256((folder / "config.json").read_bytes())
         for file in sorted(folder.glob("*.safetensors")):
-            digest.update(str(file.stat().st_size).encode())
-            with open(file, "rb") as weights:
-                digest.update(weights.read(1 << 20))
+            digest.update(_samples(file))
         return f"{Path(self.path).name}@{digest.hexdigest()[:12]}"
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
         """`(C, h, w)` of the latents of a picture in pixels; of the pipeline's own size if none is given."""
-        from diffusers import AutoencoderKL
-
-        denoiser = self.config()
-        factor = 2 ** (len(AutoencoderKL.load_config(self.path, subfolder="vae")["block_out_channels"]) - 1)
+        denoiser, factor = self.config(), self.factor
         size = denoiser["sample_size"]
         return denoiser["in_channels"], (height // factor if height else size), (width // factor if width else size)
+
+    @cached_property
+    def factor(self) -> int:
+        """Pixels per latent, each way."""
+        from diffusers import AutoencoderKL
+
+        return 2 ** (len(AutoencoderKL.load_config(self.path, subfolder="vae")["block_out_channels"]) - 1)
 
     def config(self) -> dict[str, Any]:
         """The denoiser's configuration."""
@@ -171,3 +207,14 @@ class Backbone:
             pipeline.save_pretrained(part, safe_serialization=True)
             (part / "README.md").write_text(card)
             save_json(calls, part / CALL_FILE)
+
+
+def _samples(file: Path, count: int = 256, size: int = 4096) -> bytes:
+    """Length and `count` evenly spaced pieces of a file, so that weights that differ anywhere much give other bytes."""
+    length = file.stat().st_size
+    with open(file, "rb") as weights:
+        pieces = []
+        for index in range(count):
+            weights.seek(index * max(length - size, 0) // max(count - 1, 1))
+            pieces.append(weights.read(size))
+    return str(length).encode() + b"".join(pieces)

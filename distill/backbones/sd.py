@@ -91,9 +91,11 @@ class SDBackbone(Backbone):
 
         return LCMScheduler.from_config(self._ddim().config, timestep_spacing="trailing")
 
-    def student_call(self, levels: list[float]) -> dict[str, Any]:
-        steps = self.process().timestep(torch.tensor(levels)).tolist()
-        return {"timesteps": steps, "num_inference_steps": len(levels), "guidance_scale": 0.0}
+    def _levels_call(self, levels: list[float]) -> dict[str, Any]:
+        return {"timesteps": self.process().timestep(torch.tensor(levels)).tolist()}
+
+    def embedding_arguments(self, cond: Cond) -> dict[str, Any]:
+        return {"prompt_embeds": cond["text"]}
 
     def _ddim(self) -> Any:
         from diffusers import DDIMScheduler

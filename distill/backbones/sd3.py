@@ -117,9 +117,12 @@ class SD3Backbone(Backbone):
 
         return FlowMatchLCMScheduler(shift=1.0)  # the levels of `sigmas=` are the network's own: nothing to shift
 
-    def student_call(self, levels: list[float]) -> dict[str, Any]:
+    def _levels_call(self, levels: list[float]) -> dict[str, Any]:
         kept = {name: self.call[name] for name in ("max_sequence_length",) if name in self.call}
-        return {"sigmas": levels, "num_inference_steps": len(levels), "guidance_scale": 0.0, **kept}
+        return {"sigmas": levels, **kept}
+
+    def embedding_arguments(self, cond: Cond) -> dict[str, Any]:
+        return {"prompt_embeds": cond["text"], "pooled_prompt_embeds": cond["pooled"]}
 
     def config(self) -> dict[str, Any]:
         from diffusers import SD3Transformer2DModel

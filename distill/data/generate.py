@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from distill import backbones
 from distill.backbones.base import Backbone
@@ -85,19 +84,22 @@ class Maker:
         latents = torch.cat([latents for latents, _ in parts])
         write_shard(self.folder / shard_name(shard), latents, [prompt for _, prompts in parts for prompt in prompts])
 
-    def begin(self) -> list[int]:
+    def begin(self, write: bool = True) -> list[int]:
         """Writes an unfinished manifest if there is none, and returns the shards still to be made.
 
         Shards of a finished folder that are missing or damaged are to be made again.
+
+        Args:
+            write: False on all processes but one.
 
         Raises:
             ConfigError: the folder was made with other settings.
         """
         path = self.folder / MANIFEST
         manifest = read_json(path) if path.is_file() else None
-        if manifest is None:
+        if manifest is None and write:
             save_json({"settings": self.settings, "complete": False, "shards": {}}, path)
-        elif manifest["settings"] != self.settings:
+        if manifest is not None and manifest["settings"] != self.settings:
             old, new = manifest["settings"], self.settings
             changed = ", ".join(f"{k}={old.get(k)} there, {v} asked" for k, v in new.items() if old.get(k) != v)
             raise ConfigError(f"'{self.folder}' was made with other settings ({changed}); choose another folder")
@@ -126,7 +128,14 @@ class TeacherLatents(Maker):
     def __init__(self, backbone: Backbone, folder: str | Path, generation: Generation):
         self.backbone, self.generation = backbone, generation
         self._pipeline: Any = None
-        settings = {"kind": "teacher", "teacher": backbone.fingerprint, **asdict(generation)}
+        settings = {
+            "kind": "teacher",
+            "teacher": backbone.fingerprint,
+            "dtype": str(backbone.dtype),
+            **asdict(generation),
+        }
+        if generation.prompts != SHAPES:
+            settings["prompts_checksum"] = checksum(_existing(generation.prompts))
         super().__init__(folder, settings, generation.count, generation.shard_size, generation.batch_size)
         self.lines = None if generation.prompts == SHAPES else read_prompts(generation.prompts)
 
@@ -171,6 +180,7 @@ class EncodedShapes(Maker):
         self, backbone: Backbone, folder: str | Path, count: int, seed: int = 0, height: int = 32, width: int = 32
     ):
         settings = {"kind": "shapes", "count": count, "seed": seed, "height": height, "width": width}
+        settings["autoencoder"] = backbone.autoencoder_fingerprint
         super().__init__(folder, settings, count, shard_size=8192, batch_size=256)
         self.images = ShapesDataset(count, seed, height, width)
         self.autoencoder = backbone.autoencoder().eval()
@@ -187,12 +197,16 @@ def read_prompts(path: str | Path) -> list[str]:
     Raises:
         ConfigError: no such file, or one without prompts.
     """
-    if not Path(path).is_file():
-        raise ConfigError(f"there is no file of prompts at '{path}'; give a text file with one prompt per line")
-    lines = [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
+    lines = [line.strip() for line in _existing(path).read_text().splitlines() if line.strip()]
     if not lines:
         raise ConfigError(f"the file '{path}' holds no prompts; write one per line")
     return lines
+
+
+def _existing(path: str | Path) -> Path:
+    if not Path(path).is_file():
+        raise ConfigError(f"there is no file of prompts at '{path}'; give a text file with one prompt per line")
+    return Path(path)
 
 
 def make_here(maker: Maker, title: str) -> None:
@@ -203,8 +217,3 @@ def make_here(maker: Maker, title: str) -> None:
     for shard in track(maker.begin(), title):
         maker.write(shard, device)
     maker.finish()
-
-
-def shard_loader(shards: list[int]) -> DataLoader[list[int]]:
-    """The shards to make as the batches of `Trainer.predict`, which deals them to processes and nodes."""
-    return DataLoader(shards, batch_size=1, collate_fn=list)  # type: ignore[arg-type]

@@ -76,6 +76,7 @@ class LatentsData(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
+            self.check()  # on every process, so that all of them stop
             self.dataset = LatentsDataset(self.folder)
 
     def train_dataloader(self) -> StatefulDataLoader:
@@ -83,7 +84,9 @@ class LatentsData(L.LightningDataModule):
 
     def val_dataloader(self) -> Any:
         if not len(self.reference):
-            return []
+            if self.trainer is not None and self.trainer.state.fn == "fit":
+                return []
+            raise ConfigError("there is nothing to compare with; set data.reference to a number of drawn images")
         size = min(self.batch_size, len(self.reference))
         return loading.loader(self.reference, size, self.seed, self.trainer, shuffle=False)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
+from distill.data import shapes
+from distill.data.loading import batches
 from distill.data.shapes_data import ShapesDataset
 from distill.errors import ConfigError
 from distill.evaluation.metrics import Alignment, ClipScore, FidShapes, inception_fid
@@ -19,24 +23,21 @@ IMAGES = {".png", ".jpg", ".jpeg", ".webp"}
 HELD_OUT = 1  # seed of the drawn images that no teacher and no student has seen
 
 
-def evaluate_on_shapes(painter: Painter, samples: int, seed: int = 0, batch_size: int = 128) -> dict[str, Any]:
+def evaluate_on_shapes(
+    painter: Painter, samples: int, seed: int = 0, batch_size: int = 128, reference: int = 10000
+) -> dict[str, Any]:
     """`fid_shapes` and `alignment` of images painted from the captions of held-out drawn images, against these images.
 
     Args:
         painter: what is measured.
-        samples: images on each side; the distance depends on it.
+        samples: painted images; fewer give a larger distance, so compare equal numbers only.
         seed: of the images' noise.
         batch_size: images per call.
+        reference: held-out drawn images on the other side.
     """
-    held_out = ShapesDataset(samples, seed=HELD_OUT)
-    fid, alignment = FidShapes(), Alignment()
-    prompts = []
-    for start in range(0, samples, batch_size):
-        batch = held_out.__getitems__(list(range(start, min(start + batch_size, samples))))
-        fid.update(batch["pixels"] / 2 + 0.5, real=True)
-        prompts += batch["prompts"]
-    painted = painter.stream(prompts, seed, batch_size)
-    for part, images in _tracked(painted, samples, batch_size):
+    fid, alignment = copy.deepcopy(_held_out(reference)), Alignment()
+    prompts = shapes.captions(HELD_OUT, range(samples))
+    for part, images in _tracked(painter.stream(prompts, seed, batch_size), samples, batch_size):
         fid.update(images, real=False)
         alignment.update(images, [prompts[index] for index in part])
     return {
@@ -44,8 +45,17 @@ def evaluate_on_shapes(painter: Painter, samples: int, seed: int = 0, batch_size
         "alignment": round(alignment.compute().item(), 5),
         "samples": samples,
         "seed": seed,
-        "reference": f"{samples} held-out drawn images",
+        "reference": f"{reference} held-out drawn images",
     }
+
+
+@lru_cache(maxsize=1)
+def _held_out(count: int) -> FidShapes:
+    """The metric with its real side filled."""
+    fid, images = FidShapes(), ShapesDataset(count, seed=HELD_OUT)
+    for part in batches(range(count), 256):
+        fid.update(images.__getitems__(part)["pixels"] / 2 + 0.5, real=True)
+    return fid
 
 
 def evaluate_on_images(

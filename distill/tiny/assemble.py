@@ -84,8 +84,8 @@ def tiny_sd(parts: dict[str, Any]) -> Any:
 
 PIPELINES = {"tiny-sd3": tiny_sd3, "tiny-sd": tiny_sd}
 CALLS = {
-    "tiny-sd3": {"max_sequence_length": 0, "guidance_scale": 3.0, "num_inference_steps": 50},
-    "tiny-sd": {"guidance_scale": 3.0, "num_inference_steps": 50},
+    "tiny-sd3": {"max_sequence_length": 0, "guidance_scale": 2.5, "num_inference_steps": 50},
+    "tiny-sd": {"guidance_scale": 2.5, "num_inference_steps": 50},
 }
 
 

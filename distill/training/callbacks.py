@@ -41,6 +41,11 @@ class SampleGrid(L.Callback):
         self.steps, self.every, self.folder, self.scale = steps, every, folder, scale
         self._last = -1
 
+    def setup(self, trainer: L.Trainer, module: Any, stage: str) -> None:
+        if self.every and stage == "fit":
+            for n in self.steps:
+                module.inputs.visited(n)
+
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
         step = trainer.global_step
         if self.every and step and step % self.every == 0 and step != self._last:
@@ -149,4 +154,10 @@ def painters(module: DistillModule, steps: tuple[int, ...]) -> dict[int, Painter
     shared = {"vae": module.autoencoder.network.network, **module.text_encoder.network.components}
     pipeline = module.backbone.student_pipeline(module.sampled, **shared)
     pipeline.set_progress_bar_config(disable=True)
-    return {n: Painter(pipeline, module.backbone.student_call(module.inputs.visited(n))) for n in steps}
+
+    def encode(prompts: list[str]) -> dict[str, Any]:
+        cond = {name: tensor.float() for name, tensor in module.text_encoder(prompts).items()}
+        return module.backbone.embedding_arguments(cond)
+
+    calls = {n: module.backbone.student_call(module.inputs.visited(n), module.latent_size) for n in steps}
+    return {n: Painter(pipeline, call, encode) for n, call in calls.items()}

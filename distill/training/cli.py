@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 from jsonargparse import set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import distill.data.latents
@@ -54,12 +56,19 @@ class DistillCLI(LightningCLI):
         trainer = self.config[self.subcommand].trainer
         strategy = getattr(trainer.strategy, "class_path", trainer.strategy)
         parallel.check_names(str(strategy), str(trainer.precision))
+        checkpoint = self.config[self.subcommand].ckpt_path
+        if checkpoint is None and self.subcommand != "fit":
+            raise ConfigError(f"distill {self.subcommand} measures a checkpoint; give --ckpt_path CHECKPOINT")
+        if checkpoint not in (None, "last") and not Path(checkpoint).exists():
+            raise ConfigError(
+                f"there is no checkpoint at '{checkpoint}'; `distill fit` writes them, `last` is the newest"
+            )
 
     def instantiate_classes(self) -> None:
         """As LightningCLI, but says only what the constructor that refused its arguments said."""
         try:
             super().instantiate_classes()
-        except ValueError as error:
+        except (ValueError, MisconfigurationException) as error:
             raise ConfigError(str(_refusal(error))) from error
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -68,7 +77,13 @@ class DistillCLI(LightningCLI):
         parser.add_lightning_class_args(Evaluation, "evaluation")
         parser.add_lightning_class_args(RunMonitor, "monitor")
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
-        parser.set_defaults({"checkpoint.save_last": True, "checkpoint.every_n_train_steps": 500})
+        parser.set_defaults(
+            {
+                "checkpoint.save_last": True,
+                "checkpoint.every_n_train_steps": 500,
+                "checkpoint.enable_version_counter": False,  # a run begun anew replaces the checkpoints of the old one
+            }
+        )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -82,4 +97,5 @@ def _refusal(error: BaseException) -> BaseException:
     while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(inner)
     meant = [link for link in chain if isinstance(link, ConfigError)]
-    return (meant or [link for link in chain if isinstance(link, ValueError)])[-1]
+    refused = [link for link in chain if isinstance(link, ValueError)]
+    return [*refused, *meant][-1]

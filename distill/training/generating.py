@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import lightning as L
+from torch.utils.data import DataLoader
 
 from distill import backbones
-from distill.data.generate import Generation, Maker, TeacherLatents, shard_loader
+from distill.data.generate import Generation, Maker, TeacherLatents
 from distill.training.module import DTYPES
 
 
 class ShardWriter(L.LightningModule):
-    """One shard per predict step.
+    """One shard per predict step; the shards are dealt to the processes in turn, and one may get none.
 
     Args:
         maker: makes and writes the shards.
+        todo: those still to be made.
     """
 
-    def __init__(self, maker: Maker):
+    def __init__(self, maker: Maker, todo: list[int]):
         super().__init__()
-        self.maker = maker
+        self.maker, self.todo = maker, todo
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+
+    def predict_dataloader(self) -> Any:
+        mine = self.todo[self.trainer.global_rank :: self.trainer.world_size]
+        return DataLoader(mine, batch_size=1, collate_fn=list)  # type: ignore[arg-type]
 
     def predict_step(self, shards: list[int], batch_idx: int) -> None:
         for shard in shards:
@@ -29,10 +37,9 @@ class ShardWriter(L.LightningModule):
 
 def generate(maker: Maker, trainer: L.Trainer) -> None:
     """Makes what is missing of a folder on all processes of `trainer`, then completes its manifest."""
-    todo = maker.begin()
-    trainer.strategy.barrier()
+    todo = maker.begin(write=trainer.is_global_zero)
     if todo:
-        trainer.predict(ShardWriter(maker), shard_loader(todo), return_predictions=False)
+        trainer.predict(ShardWriter(maker, todo), return_predictions=False)
     trainer.strategy.barrier()
     if trainer.is_global_zero:
         maker.finish()
@@ -79,7 +86,12 @@ def generate_latents(
     generation = Generation(count, steps, guidance, prompts, solver, seed, height, width, shard_size, batch_size)
     maker = TeacherLatents(backbones.load(teacher, DTYPES[dtype]), Path(output), generation)
     trainer = L.Trainer(
-        accelerator=accelerator, devices=devices, num_nodes=num_nodes, logger=False, enable_model_summary=False
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=num_nodes,
+        logger=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
     )
     generate(maker, trainer)
     if trainer.is_global_zero:

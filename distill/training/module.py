@@ -40,7 +40,7 @@ class DistillModule(L.LightningModule):
         critic_updates: critic updates per student update; the extra ones draw fresh batches.
         seed: of every random number in training.
         teacher_dtype: of the teacher's weights, `float32` or `bfloat16`.
-        checkpoint: recompute the student's activations in its backward pass.
+        checkpoint: recompute the activations of student and teacher in the backward pass.
         compiled: compile student and teacher per block.
         patience: stop after this many updates in a row that were not finite.
 
@@ -49,6 +49,7 @@ class DistillModule(L.LightningModule):
     """
 
     skipped: Tensor
+    latent: Tensor
 
     def __init__(
         self,
@@ -88,7 +89,9 @@ class DistillModule(L.LightningModule):
         self.accumulate, self.critic_updates = accumulate, critic_updates
         self.seed, self.checkpoint, self.compiled, self.patience = seed, checkpoint, compiled, patience
         self.register_buffer("skipped", torch.zeros(3, dtype=torch.long))  # updates: in all; in a row, per player
+        self.register_buffer("latent", torch.zeros(2, dtype=torch.long))  # height and width of the last batch
         self._scalars: dict[str, Tensor] = {}
+        self._losses: list[Tensor] = []  # since the last update
         self._autoencoder: Frozen | None = None
         self.student: Denoiser | None = None
         self.ema: Denoiser | None = None
@@ -113,7 +116,7 @@ class DistillModule(L.LightningModule):
         mesh = self.device_mesh["data_parallel"] if self._sharded() else None  # type: ignore[index]
         self.student.train()
         parallel.prepare(self.student, mesh, self.checkpoint, self.compiled)
-        parallel.prepare(self.teacher.network, mesh, compiled=self.compiled)
+        parallel.prepare(self.teacher.network, mesh, self.checkpoint, self.compiled)
         if self.ema is not None:
             parallel.prepare(self.ema.eval(), mesh)
 
@@ -134,6 +137,11 @@ class DistillModule(L.LightningModule):
     def critics(self) -> list[nn.Module]:
         """The trained parts of all strategies that have one."""
         return [strategy.critic for strategy in self.strategies if strategy.critic is not None]
+
+    @property
+    def latent_size(self) -> tuple[int, int] | None:
+        """Height and width of the latents this run trains on; None before the first batch."""
+        return tuple(self.latent.tolist()) if int(self.latent[0]) else None  # type: ignore[return-value]
 
     @property
     def sampled(self) -> Denoiser:
@@ -174,6 +182,7 @@ class DistillModule(L.LightningModule):
         with torch.no_grad():
             cond = {name: tensor.float() for name, tensor in self.text_encoder(raw["prompts"]).items()}
             x0 = raw["x0"].float() if "x0" in raw else self.autoencoder.network.encode(raw["pixels"]).float()
+        self.latent[0], self.latent[1] = x0.shape[2:]
         number = self.trainer.fit_loop.total_batch_idx
         draws = Draws(self.seed, number, self.global_rank * len(x0), len(x0), x0.device)
         return Batch(x0, cond, raw["prompts"], draws)
@@ -190,6 +199,7 @@ class DistillModule(L.LightningModule):
                 terms = strategy.critic_loss(sample, batch, step)
                 loss = torch.stack(list(terms.values())).sum()
                 (loss / self.accumulate).backward()
+                self._losses.append(loss.detach())
                 self._scalars |= {f"critic/{name}/{term}": value for term, value in terms.items()}
                 self._scalars |= {f"critic/{name}/D({what})": value for what, value in strategy.report.items()}
         if updates:
@@ -200,6 +210,7 @@ class DistillModule(L.LightningModule):
         for name, strategy in self._named():
             loss = strategy.student_loss(sample, batch, step)
             norm = sample.pull(strategy.weight * loss)
+            self._losses.append(loss.detach())
             self._scalars |= {f"student/{name}": loss, f"gradient_at_sample/{name}": parallel.joint_norm(norm)}
         sample.backward(1 / self.accumulate)
         if updates and self._update(0, list(self.student.parameters())) and self.ema is not None:
@@ -212,7 +223,8 @@ class DistillModule(L.LightningModule):
         parallel.average_gradients(parameters)
         norm = parallel.clip_gradients(parameters, self.clips[player])
         self._scalars[("student" if player == 0 else "critic") + "/gradient_norm"] = norm
-        finite = bool(norm.isfinite())
+        losses, self._losses = torch.stack(self._losses).sum(), []
+        finite = bool(parallel.average(losses).isfinite() & norm.isfinite())
         self._count_skipped(player, finite)
         if finite:
             if player:  # only student updates count as steps (Lightning issue 17958)
@@ -230,12 +242,14 @@ class DistillModule(L.LightningModule):
         name = ("student", "critic")[player]
         self.skipped[row] += 1
         self.skipped[0] += 1
-        rank_zero_warn(f"an update of the {name} after step {self.global_step} was skipped: its gradient is not finite")
+        rank_zero_warn(
+            f"an update of the {name} after step {self.global_step} was skipped: its loss or gradient is not finite"
+        )
         if int(self.skipped[row]) >= self.patience:
             raise ConfigError(
-                f"{self.patience} updates of the {name} in a row had a gradient that is not finite; lower the learning "
-                "rates, set model.student_clip and model.critic_clip, or use trainer.precision=32-true, then continue "
-                "from the last checkpoint"
+                f"{self.patience} updates of the {name} in a row had a loss or gradient that is not finite; lower the "
+                "learning rates, set model.student_clip and model.critic_clip, or use trainer.precision=32-true, then "
+                "continue from the last checkpoint"
             )
 
     def _step_schedule(self, optimizer: torch.optim.Optimizer) -> None:
@@ -254,7 +268,7 @@ class DistillModule(L.LightningModule):
     def _log_scalars(self) -> None:
         """Logs what the turns of this batch left where it is due: averaged over all processes in one reduction."""
         scalars, self._scalars = self._scalars, {}
-        if (self.trainer.fit_loop.total_batch_idx + 1) % self.trainer.log_every_n_steps:
+        if (self.trainer.fit_loop.total_batch_idx + 1) % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         values = parallel.average(torch.stack([value.detach().float() for value in scalars.values()]))
         for name, value in zip(scalars, values, strict=True):
@@ -275,6 +289,7 @@ class DistillModule(L.LightningModule):
             "strategies": [name for name, _ in self._named()],
             "levels": self.inputs.few_levels,
             "steps": self.global_step,
+            "size": self.latent_size,
             "data": getattr(self.trainer.datamodule, "description", ""),  # type: ignore[attr-defined]
         }
 

@@ -27,6 +27,12 @@ _FSDP2 = (
 )
 
 
+PRECISIONS = {"bf16-mixed", "32-true", "32", "bf16", "None"}  # as a recipe or Lightning writes them
+
+
+BUCKET = 1 << 24  # numbers averaged in one call: 64 MiB in float32
+
+
 def check_strategy(strategy: Strategy, precision: str) -> None:
     """Refuses what cannot train two players by hand.
 
@@ -57,10 +63,10 @@ def check_names(strategy: str, precision: str) -> None:
             "trainer.strategy=fsdp (FSDP1) does not support manual optimization in Lightning; use FSDP2 instead, "
             f"trainer.strategy: {_FSDP2}"
         )
-    if precision.startswith("16"):
+    if precision not in PRECISIONS:
         raise ConfigError(
-            f"trainer.precision={precision} is not supported: half precision overflows in the adversarial terms; "
-            "use bf16-mixed or 32-true"
+            f"trainer.precision={precision} is not supported: float16 overflows in the adversarial terms, and small "
+            "updates vanish in half-precision weights; use bf16-mixed or 32-true"
         )
 
 
@@ -91,8 +97,15 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     if not _joined():
         return
     gradients = [p.grad for p in parameters if p.grad is not None and not isinstance(p.grad, DTensor)]
-    if not gradients:
-        return
+    bucket: list[Tensor] = []
+    for index, gradient in enumerate(gradients):
+        bucket.append(gradient)
+        if index + 1 == len(gradients) or sum(g.numel() for g in bucket) >= BUCKET:
+            _average_together(bucket)
+            bucket = []
+
+
+def _average_together(gradients: list[Tensor]) -> None:
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()

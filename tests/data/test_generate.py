@@ -90,6 +90,9 @@ def test_two_processes_share_the_work(whole: Path, sd3_folder: Path, tmp_path: P
     )
     subprocess.run(arguments, env=environment(), check=True, capture_output=True)
     assert shards(tmp_path) == shards(whole)
+    (tmp_path / "shard-000002.arrow").unlink()  # fewer shards left than processes
+    subprocess.run(arguments, env=environment(), check=True, capture_output=True)
+    assert shards(tmp_path) == shards(whole)
 
 
 def test_other_settings_are_refused(whole: Path, sd3_folder: Path) -> None:

@@ -55,6 +55,20 @@ def test_two_processes_train_as_one(
             assert not torch.equal(trained[1][name], before), f"{name} was not trained"
 
 
+def test_recipe_as_it_is_under_fsdp2(sd3_folder: Path, sd3_latents: Path, tmp_path: Path) -> None:
+    """bf16-mixed, a bfloat16 teacher, grids while sharded, and a resume: what the recipe does on many GPUs."""
+    options = {**FSDP2, "trainer__precision": "bf16-mixed", "model__teacher_dtype": "bfloat16", "samples__every": 1}
+    for steps in (1, 2):
+        arguments = fit_arguments(
+            "ladd_sd3.yaml", sd3_folder, sd3_latents, tmp_path, trainer__max_steps=steps, **options
+        )
+        run = distill([*arguments, "--ckpt_path", "last"])
+        assert run.returncode == 0, run.stderr[-2000:]
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["step-000001.png", "step-000002.png"]
+    assert load_student(tmp_path / "checkpoints" / "last.ckpt").facts["steps"] == 2
+    assert logged(tmp_path)["step"] == [2], "the second run began anew"
+
+
 def test_killed_run_continues_bit_for_bit(sd3_folder: Path, sd3_latents: Path, tmp_path: Path) -> None:
     options = {"trainer__max_steps": 20, "checkpoint__every_n_train_steps": 3}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
