@@ -134,8 +134,8 @@ def recipe(options: argparse.Namespace) -> DistillModule:
     """The tiny recipe's module, no weights read."""
     parser = ArgumentParser()
     parser.add_subclass_arguments(L.LightningModule, "model")
-    model = OmegaConf.to_container(OmegaConf.load(RECIPE).model)
-    model["init_args"]["teacher"] = options.teacher  # type: ignore[call-overload, index]
+    model: Any = OmegaConf.to_container(OmegaConf.load(RECIPE), resolve=True)["model"]  # type: ignore[call-overload, index]
+    model["init_args"]["teacher"] = options.teacher
     return parser.instantiate_classes(parser.parse_object({"model": model})).model
 
 

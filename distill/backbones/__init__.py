@@ -10,7 +10,7 @@ import torch
 from distill.backbones.base import ASSETS, Backbone
 from distill.errors import ConfigError
 
-TINY = ("tiny-sd", "tiny-sd3")
+TINY = ("tiny-sd3",)  # the pipelines in distill/assets
 
 
 def load(name: str, dtype: torch.dtype = torch.float32) -> Backbone:
@@ -50,7 +50,7 @@ def solver(name: str, scheduler: Any) -> Any:
 def _pipeline_class(path: str) -> str:
     from diffusers import DiffusionPipeline
 
-    where = f"give a folder with a model_index.json, a hub id, or one of {', '.join(TINY)}"
+    where = f"give a folder with a model_index.json, a hub id, or the shipped {', '.join(TINY)}"
     looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
     if not Path(path).exists() and looks_local:
         raise ConfigError(f"there is no pipeline at '{path}'; {where}")
