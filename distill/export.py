@@ -124,18 +124,19 @@ def model_card(student: Student, pipeline: str, metrics: Any = None) -> str:
         f"- training: {facts['steps']} updates on {facts['data'] or 'unnamed data'}",
     ]
     if calls:
-        lines += [f"- trained levels: {facts['levels']}", f"- sampling: {', '.join(calls)} steps, guidance 0 (none)\n"]
-        call = ",\n    ".join(f"{name}={value!r}" for name, value in calls[max(calls)].items())
-        lines += [
-            "```python\nimport torch\nfrom diffusers import " + pipeline + "\n",
-            f'pipe = {pipeline}.from_pretrained("THIS_FOLDER"{absent})',
-            "torch.manual_seed(0)  # the sampler draws fresh noise between steps from the global generator",
-            'image = pipe(\n    "YOUR PROMPT",\n    generator=torch.Generator(pipe.device).manual_seed(0),\n    '
-            + call
-            + ",\n).images[0]\n```\n",
-            "Other numbers of steps, as arguments of the same call:\n",
-            *[f"- {count}: `{arguments}`" for count, arguments in calls.items()],
-        ]
+        lines += [f"- trained levels: {facts['levels']}", f"- sampling: {', '.join(calls)} steps, guidance 0 (none)"]
+    call = calls[max(calls)] if calls else student.backbone.call
+    lines += [
+        "\n```python\nimport torch\nfrom diffusers import " + pipeline + "\n",
+        f'pipe = {pipeline}.from_pretrained("THIS_FOLDER"{absent})',
+        "torch.manual_seed(0)  # a few-step sampler draws fresh noise between steps from the global generator",
+        'image = pipe(\n    "YOUR PROMPT",\n    generator=torch.Generator(pipe.device).manual_seed(0),',
+        *[f"    {name}={value!r}," for name, value in call.items()],
+        ").images[0]\n```\n",
+    ]
+    if calls:
+        lines += ["Other numbers of steps, as arguments of the same call:\n"]
+        lines += [f"- {count}: `{arguments}`" for count, arguments in calls.items()]
     if metrics:
         import json
 
