@@ -219,13 +219,16 @@ def _quiet() -> None:
     disable_progress_bar()
     for category in (DeprecationWarning, FutureWarning):
         warnings.filterwarnings("ignore", category=category)
-    for advice in (
+    advice = (  # on what is meant to be so here
         ".*is deprecated.*",
         ".*many workers.*",
         ".*LightningCLI's args parameter.*",
         ".*torch.searchsorted.*",
-    ):
-        warnings.filterwarnings("ignore", message=advice)
+        ".*in eval mode at the start of training.*",
+        "(?s).*ModelCheckpoint with manual optimization.*",
+    )
+    for message in advice:
+        warnings.filterwarnings("ignore", message=message)
 
 
 def _fail(message: str, *_: Any) -> None:

@@ -69,6 +69,8 @@ class LatentsData(L.LightningDataModule):
             self._check_origin(LatentsDataset.read_settings(self.folder))
 
     def prepare_data(self) -> None:
+        if self.trainer is not None and self.trainer.state.fn != "fit":
+            return  # validation compares with drawn images
         self.check()
         if self.teacher in backbones.TINY:
             maker = TeacherLatents(backbones.load(self.teacher), self.folder, self.generation)
