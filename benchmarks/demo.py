@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from distill.cli import quiet
 from distill.data import shapes
 from distill.evaluation.evaluate import evaluate_on_shapes
 from distill.export import export
@@ -23,6 +24,7 @@ CELLS = {
 
 def main() -> None:
     """Writes grid.png, metrics.json and student/ into the run's folder and prints the table."""
+    quiet()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="the folder `distill fit` wrote")
     parser.add_argument("--samples", type=int, default=1024, help="images per cell of the table")

@@ -15,6 +15,7 @@ from typing import Any
 
 import results
 
+from distill.cli import quiet
 from distill.evaluation.evaluate import evaluate_on_shapes
 from distill.files import read_json, save_json
 from distill.inference import Painter, open_painter, open_student_painter
@@ -29,6 +30,7 @@ TEACHER_ROWS = {  # name -> (steps, guidance); the 1-step teacher at its better 
 
 def main() -> None:
     """Measures every row that is not there yet and prints the summary."""
+    quiet()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--samples", type=int, default=10000)

@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:
         _fail(f"'{command}' is no command; choose one of {', '.join(COMMANDS)}")
-    _quiet()
+    quiet()
     try:
         COMMANDS[command](command, rest)
     except ConfigError as error:
@@ -206,7 +206,7 @@ def _call(function: Callable[..., None], command: str, arguments: list[str]) -> 
     function(**parser.instantiate_classes(options).as_dict())
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Keeps the libraries' own progress bars and advice out of ours."""
     import os
     import warnings
@@ -223,7 +223,6 @@ def _quiet() -> None:
         ".*is deprecated.*",
         ".*many workers.*",
         ".*LightningCLI's args parameter.*",
-        ".*torch.searchsorted.*",
         ".*in eval mode at the start of training.*",
         "(?s).*ModelCheckpoint with manual optimization.*",
     )

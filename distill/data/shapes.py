@@ -78,7 +78,7 @@ class Scenes:
 def scenes(seed: int, indices: Sequence[int]) -> Scenes:
     """The scenes of samples `indices` under `seed`."""
     u = _uniforms(seed, indices)
-    layout = torch.bucketize(u[:, 0], torch.tensor([0.5, 0.75]))
+    layout = torch.bucketize(u[:, 0].contiguous(), torch.tensor([0.5, 0.75]))
     columns = [layout, *(_pick(u[:, 1 + i], size) for i, size in enumerate(list(ATTRIBUTES.values())[1:]))]
     attributes = torch.stack(columns, dim=1)
     single = layout == 0

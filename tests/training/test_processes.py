@@ -49,10 +49,14 @@ def test_two_processes_train_as_one(
     trained = [
         load_student(run / "checkpoints" / "last.ckpt", raw=True).denoiser.state_dict() for run in (alone, tmp_path)
     ]
-    for name, before in start.items():
-        assert torch.allclose(trained[0][name], trained[1][name], rtol=1e-3, atol=1e-7), name
-        if before.is_floating_point() and "pos_embed" not in name:
-            assert not torch.equal(trained[1][name], before), f"{name} was not trained"
+    moves = [
+        {name: tensor - start[name] for name, tensor in state.items() if not name.endswith("pos_embed.pos_embed")}
+        for state in trained
+    ]
+    still = {name for name, move in moves[1].items() if not move.any()}
+    assert all(".1.attn." in name and "add" in name for name in still), "the last block's text queries lead nowhere"
+    here, there = (torch.cat([move.flatten() for move in moved.values()]) for moved in moves)
+    assert (here - there).norm() <= 0.02 * here.norm()  # Adam turns rounding of near-zero gradients into signs
 
 
 def test_recipe_as_it_is_under_fsdp2(sd3_folder: Path, sd3_latents: Path, tmp_path: Path) -> None:
