@@ -53,7 +53,11 @@ def main() -> None:
             keep(f"student_{steps}_seed_{seed}", lambda c=checkpoint, n=steps: open_student_painter(str(c), n))
     for name, (steps, guidance) in TEACHER_ROWS.items():
         keep(name, lambda n=steps, g=guidance: teacher(n, g))
-    results.save(arguments.name, {"rows": rows, "summary": summary(rows, arguments.seeds)}, arguments.seeds)
+    results.save(
+        arguments.name,
+        {"recipe": arguments.recipe, "rows": rows, "summary": summary(rows, arguments.seeds)},
+        arguments.seeds,
+    )
 
 
 def train(recipe: str, seed: int, runs: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 def main() -> None:
     """Every result there is, in its own section."""
     parts = ["# Results\n\nMade by `python benchmarks/tables.py` from the files in `benchmarks/results`.\n"]
-    for name, section in (("ladd_tiny", ladd), ("step_time", step_time)):
+    for name, section in (("ladd_tiny", ladd), ("ladd_demo", ladd), ("step_time", step_time)):
         file = ROOT / "benchmarks" / "results" / f"{name}.json"
         if file.is_file():
             parts.append(section(read_json(file)))
@@ -21,9 +22,14 @@ def main() -> None:
 
 
 def ladd(result: dict[str, Any]) -> str:
-    """The LADD students beside their teacher."""
+    """The LADD students beside their teacher, 1, 2 and 4 steps, a row for each seed."""
     rows = result["values"]["rows"]
-    lines = ["## LADD on tiny-sd3\n", origin(result), "| | fid_shapes | alignment | images |", "|---|---|---|---|"]
+    lines = [
+        f"## LADD on tiny-sd3, recipe {result['values']['recipe']}\n",
+        origin(result),
+        "| | fid_shapes | alignment | images |",
+        "|---|---|---|---|",
+    ]
     lines += [
         f"| {name} | {row['fid_shapes']:.1f} | {row['alignment']:.3f} | {row['samples']} |"
         for name, row in rows.items()
@@ -44,8 +50,6 @@ def ladd(result: dict[str, Any]) -> str:
 def step_time(result: dict[str, Any]) -> str:
     """Our training step over hand-written loops."""
     lines = ["## Time and memory of a LADD step\n", origin(result), "```json"]
-    import json
-
     return "\n".join([*lines, json.dumps(result["values"], indent=1), "```"]) + "\n"
 
 
