@@ -11,11 +11,11 @@ help:  ## this text
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
-demo: .venv/installed  ## install, distil the tiny SD3 pipeline with LADD, and show where the images are (15 minutes on two cores)
+demo: .venv/installed  ## install, distil the tiny SD3 pipeline with LADD, and show where the images are (minutes on a laptop CPU)
 	$(BIN)/distill fit --config recipes/tiny_ladd.yaml --ckpt_path last --trainer.default_root_dir $(RUNS)/demo
 	$(BIN)/python benchmarks/demo.py --run $(RUNS)/demo
 
-test: .venv/installed lint  ## lint, types and tests (12 minutes on two cores)
+test: .venv/installed lint  ## lint, types and tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests
 
 lint: .venv/installed  ## ruff and mypy
@@ -25,7 +25,7 @@ lint: .venv/installed  ## ruff and mypy
 
 ASSETS := build/assets
 DISTILL := $(BIN)/distill
-assets: .venv/installed  ## rebuild the shipped tiny pipelines and the shapes judge (1.5 hours on two cores)
+assets: .venv/installed  ## rebuild the shipped tiny pipelines and the shapes judge (hours on a laptop CPU)
 	$(DISTILL) fit --config recipes/assets/judge.yaml
 	$(DISTILL) fit --config recipes/assets/autoencoder.yaml
 	$(DISTILL) fit --config recipes/assets/text_encoders.yaml
