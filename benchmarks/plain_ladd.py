@@ -16,6 +16,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from distill import backbones
 from distill.batch import Cond
+from distill.diffusion.denoiser import attention
 from distill.strategies.latent_adversarial import LatentCritic
 from distill.training.module import DistillModule
 
@@ -185,13 +186,14 @@ def _noised(x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
 
 
 def _velocity(network: Any, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-    return network(
-        hidden_states=x_t.to(network.dtype),
-        timestep=1000 * t,
-        encoder_hidden_states=cond["text"].to(network.dtype),
-        pooled_projections=cond["pooled"].to(network.dtype),
-        return_dict=False,
-    )[0]
+    with attention(x_t.device):
+        return network(
+            hidden_states=x_t.to(network.dtype),
+            timestep=1000 * t,
+            encoder_hidden_states=cond["text"].to(network.dtype),
+            pooled_projections=cond["pooled"].to(network.dtype),
+            return_dict=False,
+        )[0]
 
 
 def _endless(loader: StatefulDataLoader) -> Iterator[dict[str, Any]]:

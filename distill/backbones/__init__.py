@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,27 @@ def solver(name: str, scheduler: Any) -> Any:
     """The diffusers scheduler called `name`, on the noise schedule of `scheduler`.
 
     Raises:
-        ConfigError: diffusers has no such scheduler.
+        ConfigError: diffusers has no such scheduler, or it cannot follow this noise schedule.
     """
     import diffusers
 
     kind = getattr(diffusers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
         raise ConfigError(f"diffusers has no scheduler '{name}'; name one such as DPMSolverMultistepScheduler")
-    return kind.from_config(scheduler.config)
+    is_flow = _is_flow(type(scheduler))
+    if _is_flow(kind) == is_flow:
+        return kind.from_config(scheduler.config)
+    if not is_flow or "use_flow_sigmas" not in inspect.signature(kind).parameters:
+        raise ConfigError(
+            f"{name} cannot follow this pipeline's {'rectified flow' if is_flow else 'noise schedule'}; "
+            "name one such as DPMSolverMultistepScheduler"
+        )
+    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": scheduler.config.shift}
+    return kind.from_config(scheduler.config, **flow)
+
+
+def _is_flow(kind: type) -> bool:
+    return kind.__name__.startswith("FlowMatch")
 
 
 def _pipeline_class(path: str) -> str:

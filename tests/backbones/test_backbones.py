@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from distill import backbones
+from distill.data import shapes
 from distill.errors import ConfigError
+from distill.inference import open_painter
 
 
 @pytest.mark.parametrize("family", ["sd3_folder", "sd_folder"])
@@ -72,3 +74,21 @@ def test_solver_by_name(sd_folder: Path) -> None:
     assert type(backbones.solver("DPMSolverMultistepScheduler", scheduler)).__name__ == "DPMSolverMultistepScheduler"
     with pytest.raises(ConfigError, match="no scheduler 'Nope'"):
         backbones.solver("Nope", scheduler)
+    with pytest.raises(ConfigError, match="cannot follow this pipeline's noise schedule"):
+        backbones.solver("FlowMatchHeunDiscreteScheduler", scheduler)
+
+
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
+def test_solver_of_a_flow_goes_where_its_own_goes(name: str) -> None:
+    def paint(steps: int, solver: str | None) -> torch.Tensor:
+        return open_painter("tiny-sd3", steps, 1.0, solver)(shapes.captions(3, range(4)))
+
+    exact = paint(100, None)
+    assert (paint(15, name) - exact).abs().mean() < (paint(15, None) - exact).abs().mean()
+
+
+def test_solver_that_knows_no_flow_is_refused() -> None:
+    scheduler = backbones.load("tiny-sd3").pipeline().scheduler
+    assert type(backbones.solver("FlowMatchHeunDiscreteScheduler", scheduler)).__name__.startswith("FlowMatchHeun")
+    with pytest.raises(ConfigError, match="DDIMScheduler cannot follow this pipeline's rectified flow"):
+        backbones.solver("DDIMScheduler", scheduler)
