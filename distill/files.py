@@ -23,19 +23,24 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     part = path.with_name(own + ".part")
     try:
         yield part
-        if path.is_dir() and part.exists():  # if nothing was written, `replace` raises and `path` stays
-            old = path.with_name(own + ".old")
-            path.rename(old)
-            try:
-                part.rename(path)
-            except OSError:
-                old.rename(path)
-                raise
-            _remove(old)
-        else:
-            part.replace(path)
+        take_place(part, path)
     finally:
-        _remove(part)
+        remove(part)
+
+
+def take_place(part: Path, path: Path) -> None:
+    """Renames a finished file or folder to `path`, in place of what is there."""
+    if path.is_dir() and part.exists():  # if nothing was written, `replace` raises and `path` stays
+        old = part.with_name(part.name + ".old")
+        path.rename(old)
+        try:
+            part.rename(path)
+        except OSError:
+            old.rename(path)
+            raise
+        remove(old)
+    else:
+        part.replace(path)
 
 
 def save_json(value: Any, path: str | Path) -> None:
@@ -63,7 +68,8 @@ def checksum(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Removes a file or folder if it is there."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

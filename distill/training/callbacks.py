@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from distill.data import shapes
 from distill.evaluation.metrics import Alignment, FidShapes
+from distill.files import remove, take_place
 from distill.inference import Painter, grid, save_png
 from distill.training.module import DistillModule
 
@@ -109,7 +110,27 @@ class Evaluation(L.Callback):
 
 
 class Checkpoint(ModelCheckpoint):
-    """Lightning's `ModelCheckpoint`, which also keeps the last step of a run that ends between two checkpoints."""
+    """Lightning's `ModelCheckpoint`, which also keeps the last step of a run that ends between two checkpoints.
+
+    A sharded checkpoint is a folder that all processes write to. It is renamed when it is whole, as Lightning does with
+    files: a run that is killed while it writes `last.ckpt` can be continued from the one before.
+    """
+
+    def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+        if not getattr(trainer.strategy, "_save_distributed_checkpoint", False):
+            super()._save_checkpoint(trainer, filepath)
+            return
+        path = Path(filepath)
+        part = path.with_name(f".{path.name}.part")
+        if trainer.is_global_zero:
+            remove(part)  # of a run that was killed
+        trainer.strategy.barrier()
+        super()._save_checkpoint(trainer, str(part))
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            take_place(part, path)
+        trainer.strategy.barrier()
+        self._last_checkpoint_saved = filepath
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if self.save_last and self._last_global_step_saved != trainer.global_step:
