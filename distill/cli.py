@@ -208,9 +208,11 @@ def _call(function: Callable[..., None], command: str, arguments: list[str]) -> 
 
 def quiet() -> None:
     """Keeps the libraries' own progress bars and advice out of ours."""
+    import logging
     import os
     import warnings
 
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_tip)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
@@ -225,9 +227,15 @@ def quiet() -> None:
         ".*LightningCLI's args parameter.*",
         ".*in eval mode at the start of training.*",
         "(?s).*ModelCheckpoint with manual optimization.*",
+        ".*no `val_dataloader`.*",
+        ".*predict returned None.*",
     )
     for message in advice:
         warnings.filterwarnings("ignore", message=message)
+
+
+def _no_tip(record: Any) -> bool:
+    return "Tip:" not in record.getMessage()
 
 
 def _fail(message: str, *_: Any) -> None:
