@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -65,12 +66,32 @@ class Batch:
         cond: conditioning tensors.
         prompts: the B captions behind `cond`.
         draws: this batch's random numbers.
+        pictures: what `x0` was encoded from, `[B, 3, 8H, 8W]` in [-1, 1]; None where the data are latents.
+        decode: latents to pictures.
+        encode: prompts to conditioning tensors.
     """
 
     x0: Tensor
     cond: Cond
     prompts: list[str]
     draws: Draws
+    pictures: Tensor | None = None
+    decode: Callable[[Tensor], Tensor] | None = None
+    encode: Callable[[list[str]], Cond] | None = None
+
+    @cached_property
+    def pixels(self) -> Tensor:
+        """The real pictures, `[B, 3, 8H, 8W]` in [-1, 1]; latents are decoded, once, on first use."""
+        if self.pictures is not None:
+            return self.pictures
+        assert self.decode is not None
+        with torch.no_grad():
+            return self.decode(self.x0)
+
+    def cond_of(self, prompt: str) -> Cond:
+        """The conditioning of one prompt for every sample, such as the empty one for guidance."""
+        assert self.encode is not None
+        return {name: tensor.expand(len(self.x0), *tensor.shape[1:]) for name, tensor in self.encode([prompt]).items()}
 
 
 class Sample:

@@ -45,3 +45,9 @@ def sd3_latents(sd3_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     generation = Generation(count=64, steps=2, guidance=3.0, shard_size=32, batch_size=32)
     make_here(TeacherLatents(backbones.load(str(sd3_folder)), folder, generation), "latents")
     return folder
+
+
+@pytest.fixture(scope="session")
+def vit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random vision transformer on disk."""
+    return pipelines.random_vit(tmp_path_factory.mktemp("networks") / "vit")

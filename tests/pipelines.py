@@ -117,3 +117,15 @@ def random_sd(folder: Path, seed: int = 0, prediction: str = "epsilon") -> Path:
         requires_safety_checker=False,
     ).save_pretrained(folder)
     return folder
+
+
+def random_vit(folder: Path, seed: int = 0) -> Path:
+    """A small random vision transformer of DINOv2's architecture in timm's layout: 4 blocks, 4 x 4 patches."""
+    import timm
+    from timm.models import save_for_hf
+
+    torch.manual_seed(seed)
+    sizes = {"patch_size": 4, "img_size": 16, "embed_dim": 24, "depth": 4, "num_heads": 3}
+    network = timm.create_model("vit_small_patch14_dinov2", num_classes=0, **sizes)
+    save_for_hf(network, str(folder), model_args=sizes, safe_serialization=True)
+    return folder

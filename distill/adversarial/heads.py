@@ -41,11 +41,8 @@ class BatchNormLocal(nn.Module):
         return (y * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype)
 
 
-class GridHead(nn.Module):
-    """One logit per place of a feature grid, by 2-D convolutions, conditioned by projection.
-
-    StyleGAN-T's head (section 3.3) with its 1-D kernel of 9 as a 3x3 one, as LADD section 3 asks ("we reshape the token
-    sequence back to the original spatial layout and transition to 2D convolution"), so that any aspect ratio works.
+class ProjectedHead(nn.Module):
+    """One logit per place of a feature map, conditioned by projection (StyleGAN-T, section 3.3).
 
     Args:
         width: channels of the features.
@@ -68,19 +65,52 @@ class GridHead(nn.Module):
             raise ValueError(f"head norm '{norm}' is unknown; choose one of {', '.join(norms)}")
         hidden = hidden or width
         act = nn.LeakyReLU(0.2)
-        self.enter = nn.Sequential(spectral_norm(nn.Conv2d(width, hidden, 1)), norms[norm](hidden), act)
-        self.mix = nn.Sequential(spectral_norm(nn.Conv2d(hidden, hidden, 3, padding=1)), norms[norm](hidden), act)
-        self.leave = spectral_norm(nn.Conv2d(hidden, project if cond else 1, 1))
+        self.enter = nn.Sequential(spectral_norm(self.pointwise(width, hidden)), norms[norm](hidden), act)
+        self.mix = nn.Sequential(spectral_norm(self.neighbours(hidden)), norms[norm](hidden), act)
+        self.leave = spectral_norm(self.pointwise(hidden, project if cond else 1))
         self.project = nn.Linear(cond, project) if cond else None
 
+    def pointwise(self, inputs: int, outputs: int) -> nn.Module:
+        """A convolution of one place."""
+        raise NotImplementedError
+
+    def neighbours(self, channels: int) -> nn.Module:
+        """A convolution over neighbouring places that keeps their number."""
+        raise NotImplementedError
+
     def forward(self, features: Tensor, condition: Tensor | None) -> Tensor:
-        """Features `[B, width, h, w]` and condition `[B, cond]` -> logits `[B, h, w]`."""
+        """Features `[B, width, ...]` and condition `[B, cond]` -> logits `[B, ...]`."""
         x = self.enter(features.float())
         x = self.leave((self.mix(x) + x) / math.sqrt(2))
         if self.project is None or condition is None:
             return x[:, 0]
         direction = self.project(condition)
-        return (x * direction[:, :, None, None]).sum(1) / math.sqrt(direction.shape[1])
+        places = [1] * (x.ndim - 2)
+        return (x * direction.view(*direction.shape, *places)).sum(1) / math.sqrt(direction.shape[1])
+
+
+class GridHead(ProjectedHead):
+    """For features `[B, D, h, w]` of any aspect ratio.
+
+    StyleGAN-T's 1-D kernel of 9 as a 3x3 one, as LADD section 3 asks ("we reshape the token sequence back to the
+    original spatial layout and transition to 2D convolution").
+    """
+
+    def pointwise(self, inputs: int, outputs: int) -> nn.Module:
+        return nn.Conv2d(inputs, outputs, 1)
+
+    def neighbours(self, channels: int) -> nn.Module:
+        return nn.Conv2d(channels, channels, 3, padding=1)
+
+
+class TokenHead(ProjectedHead):
+    """For sequences of tokens `[B, D, N]`, N at least 4: StyleGAN-T's own head, as ADD uses it (section 3.2)."""
+
+    def pointwise(self, inputs: int, outputs: int) -> nn.Module:
+        return nn.Conv1d(inputs, outputs, 1)
+
+    def neighbours(self, channels: int) -> nn.Module:
+        return nn.Conv1d(channels, channels, 9, padding=4, padding_mode="circular")
 
 
 class HeadCondition(nn.Module):

@@ -5,7 +5,9 @@ from distill.diffusion.levels import Discrete, LogitNormal, Shifted, Uniform
 from distill.strategies.base import Strategy
 from distill.strategies.inputs import Inputs, NoisedData
 from distill.strategies.latent_adversarial import LatentAdversarial
+from distill.strategies.pixel_adversarial import PixelAdversarial
 from distill.strategies.pretraining import DiffusionPretraining
+from distill.strategies.score_distillation import ScoreDistillation
 
 __all__ = [
     "ApproximateR1",
@@ -18,6 +20,8 @@ __all__ = [
     "LogitNormal",
     "Logistic",
     "NoisedData",
+    "PixelAdversarial",
+    "ScoreDistillation",
     "Shifted",
     "Strategy",
     "Uniform",

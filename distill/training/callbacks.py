@@ -177,8 +177,7 @@ def painters(module: DistillModule, steps: tuple[int, ...]) -> dict[int, Painter
     pipeline.set_progress_bar_config(disable=True)
 
     def encode(prompts: list[str]) -> dict[str, Any]:
-        cond = {name: tensor.float() for name, tensor in module.text_encoder(prompts).items()}
-        return module.backbone.embedding_arguments(cond)
+        return module.backbone.embedding_arguments(module.conditioning(prompts))
 
     calls = {n: module.backbone.student_call(module.inputs.visited(n), module.latent_size) for n in steps}
     return {n: Painter(pipeline, call, encode) for n, call in calls.items()}

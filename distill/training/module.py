@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from distill import backbones
-from distill.batch import Batch, Draws, Sample
+from distill.batch import Batch, Cond, Draws, Sample
 from distill.diffusion.denoiser import Denoiser
 from distill.errors import ConfigError
 from distill.frozen import Frozen
@@ -180,12 +180,17 @@ class DistillModule(L.LightningModule):
     def encode(self, raw: dict[str, Any]) -> Batch:
         """A batch as the loader gives it: `prompts` and either `x0` (latents) or `pixels`."""
         with torch.no_grad():
-            cond = {name: tensor.float() for name, tensor in self.text_encoder(raw["prompts"]).items()}
+            cond = self.conditioning(raw["prompts"])
             x0 = raw["x0"].float() if "x0" in raw else self.autoencoder.network.encode(raw["pixels"]).float()
         self.latent[0], self.latent[1] = x0.shape[2:]
         number = self.trainer.fit_loop.total_batch_idx
         draws = Draws(self.seed, number, self.global_rank * len(x0), len(x0), x0.device)
-        return Batch(x0, cond, raw["prompts"], draws)
+        return Batch(x0, cond, raw["prompts"], draws, raw.get("pixels"), self._decode, self.conditioning)
+
+    def conditioning(self, prompts: list[str]) -> Cond:
+        """What the frozen text encoders say of B prompts, in float32."""
+        with torch.no_grad():
+            return {name: tensor.float() for name, tensor in self.text_encoder(prompts).items()}
 
     def ask(self, batch: Batch, step: int) -> Sample:
         """The student's one answer to a batch."""

@@ -1,0 +1,150 @@
+"""ADD's adversarial term: heads on a frozen vision network (Sauer et al. 2023, https://arxiv.org/abs/2311.17042)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import normalize
+from torch.nn.utils import parametrize
+
+from distill.adversarial.augment import augment, random_crop
+from distill.adversarial.gan import R1, ExactR1, GanLoss, Hinge, Logits, gradient_penalty
+from distill.adversarial.heads import TokenHead
+from distill.adversarial.vision import VisionTransformer
+from distill.backbones.base import Backbone
+from distill.batch import Batch, Sample
+from distill.errors import ConfigError
+from distill.frozen import Frozen
+from distill.strategies.base import Strategy
+
+
+class PixelCritic(nn.Module):
+    """An independent head per depth of the vision network, all with one condition.
+
+    Args:
+        width: channels of a token.
+        taps: number of heads.
+        cond: size of the condition; 0 for none.
+        hidden, norm: as in `ProjectedHead`.
+    """
+
+    def __init__(self, width: int, taps: int, cond: int, hidden: int | None, norm: str):
+        super().__init__()
+        self.heads = nn.ModuleList(TokenHead(width, cond, hidden, norm) for _ in range(taps))
+
+    def forward(self, features: list[Tensor], condition: Tensor | None) -> Logits:
+        """Tokens `[B, D, N]` of each depth -> logits `[B, N]` of each head."""
+        return [head(feature, condition) for head, feature in zip(self.heads, features, strict=True)]
+
+
+class PixelAdversarial(Strategy):
+    """A frozen vision transformer reads decoded pictures; trained heads tell real from fake at every depth.
+
+    Args:
+        weight: of this term.
+        vision: timm name or folder of the vision network (section 3.2: DINOv2 ViT-S).
+        text: whether the heads see the pooled text embedding of the batch (c_text).
+        image: timm name or folder of the network whose class token of the real picture the heads see (c_img; section
+            3.2: DINOv2 ViT-L); None for none.
+        image_from_noise: whether they see it too where the student began at pure noise, so never saw the picture.
+        loss: the game; hinge if not given.
+        r1: gradient penalty at the heads' inputs on real pictures; gamma = 1e-5 if not given.
+        blocks: of the vision network, see `VisionTransformer`.
+        size: side of the picture it sees; its own if not given.
+        augmented: change colour and place of real and fake alike before they are judged.
+        hidden, norm: as in `ProjectedHead`.
+
+    Raises:
+        ConfigError: R1 of another kind than `ExactR1`.
+    """
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        vision: str = "vit_small_patch14_dinov2",
+        text: bool = True,
+        image: str | None = "vit_large_patch14_dinov2",
+        image_from_noise: bool = False,
+        loss: GanLoss | None = None,
+        r1: R1 | None = ExactR1(1e-5),
+        blocks: list[int] | None = None,
+        size: int | None = None,
+        augmented: bool = True,
+        hidden: int | None = None,
+        norm: str = "local_batch",
+    ):
+        super().__init__(weight)
+        if r1 is not None and not isinstance(r1, ExactR1):
+            given = type(r1).__name__
+            raise ConfigError(f"PixelAdversarial pays R1 at the heads' inputs: give ExactR1 or null, not {given}")
+        self.vision_name, self.image_name, self.text, self.image_from_noise = vision, image, text, image_from_noise
+        self.loss, self.r1, self.blocks, self.size = loss or Hinge(), r1, blocks, size
+        self.augmented, self.hidden, self.norm = augmented, hidden, norm
+
+    def configure(self, backbone: Backbone, teacher: Frozen) -> None:
+        self.vision = Frozen(VisionTransformer(self.vision_name, self.blocks, self.size))
+        self.image = Frozen(VisionTransformer(self.image_name)) if self.image_name else None
+        read = self.vision.network
+        cond = (backbone.pooled if self.text else 0) + (self.image.network.width if self.image else 0)
+        self.critic = PixelCritic(read.width, read.taps, cond, self.hidden, self.norm)
+
+    def check(self, batch_size: int) -> None:
+        if batch_size < 2 and self.norm == "local_batch":
+            raise ConfigError(
+                "PixelAdversarial with norm=local_batch needs at least 2 samples per process, got 1; "
+                "raise data.batch_size or set norm=group"
+            )
+
+    def student_loss(self, sample: Sample, batch: Batch, step: int) -> Tensor:
+        features = self.vision.network.tokens(self._changed(sample.pixels, batch, "student"))
+        critic = {name: tensor.detach() for name, tensor in self.critic.named_parameters()}  # type: ignore[union-attr]
+        fake = functional_call(self.critic, critic, (features, self._condition(sample, batch)))  # type: ignore[arg-type]
+        return self.loss.student(fake)
+
+    def critic_loss(self, sample: Sample, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Real and fake under the same changes of colour and place, through the vision network in one pass."""
+        assert self.critic is not None
+        with torch.no_grad():  # the vision network reads; only the heads learn
+            pictures = [self._changed(real_or_fake, batch, "critic") for real_or_fake in (batch.pixels, sample.pixels)]
+            features = [feature.chunk(2) for feature in self.vision.network.tokens(torch.cat(pictures))]
+            condition = self._condition(sample, batch)
+        pays = self.r1 is not None and self.r1.due(step)
+        real_features = [real.detach().requires_grad_(pays) for real, _ in features]
+        with parametrize.cached():  # one set of spectrally normalised weights for all that is compared
+            real = self.critic(real_features, condition)
+            fake = self.critic([fake for _, fake in features], condition)
+            terms = {"game": self.loss.critic(real, fake)}
+            if pays:
+                r1 = self.r1
+                terms["r1"] = r1.weight * r1.every * gradient_penalty(real, real_features)  # type: ignore[union-attr]
+        self.report = {"real": _mean(real), "fake": _mean(fake)}
+        return terms
+
+    def _changed(self, pictures: Tensor, batch: Batch, turn: str) -> Tensor:
+        """The pictures as the vision network is to see them in a turn; the same changes for real and fake."""
+        if self.augmented:
+            pictures = augment(pictures.float(), batch.draws, f"pixel/{turn}/augment")
+        return random_crop(pictures, self.vision.network.size, batch.draws, f"pixel/{turn}/crop")
+
+    def _condition(self, sample: Sample, batch: Batch) -> Tensor | None:
+        """c_text and c_img of each sample, each of mean square 1, side by side: `[B, P]`; None for neither."""
+        parts = []
+        if self.text:
+            parts.append(_levelled(batch.cond["pooled"]))
+        if self.image is not None:
+            with torch.no_grad():
+                seen = _levelled(self.image(batch.pixels))
+            from_noise = (sample.t >= 1)[:, None] & (not self.image_from_noise)
+            parts.append(seen.masked_fill(from_noise, 0.0))
+        return torch.cat(parts, dim=1) if parts else None
+
+
+def _levelled(embedding: Tensor) -> Tensor:
+    return normalize(embedding.float(), dim=1) * math.sqrt(embedding.shape[1])
+
+
+def _mean(logits: Logits) -> Tensor:
+    return torch.stack([head.detach().float().mean() for head in logits]).mean()
