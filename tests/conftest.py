@@ -36,6 +36,12 @@ def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random SDXL pipeline on disk."""
+    return pipelines.random_sdxl(tmp_path_factory.mktemp("pipelines") / "sdxl")
+
+
+@pytest.fixture(scope="session")
 def sd3_latents(sd3_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """64 latents the small SD3 made."""
     from distill import backbones

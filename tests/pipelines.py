@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,7 +12,7 @@ from distill.files import save_json
 from distill.tiny.text import MAX_TOKENS, build_text_encoder, build_tokenizer
 
 
-def autoencoder(latent_channels: int):
+def autoencoder(latent_channels: int, shift: float | None = 0.1):
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -25,7 +26,7 @@ def autoencoder(latent_channels: int):
         use_quant_conv=False,
         use_post_quant_conv=False,
         scaling_factor=0.5,
-        shift_factor=0.1,
+        shift_factor=shift,
     )
 
 
@@ -44,6 +45,32 @@ def transformer(latent_channels: int = 16, layers: int = 2):
         caption_projection_dim=32,
         pooled_projection_dim=32,
         pos_embed_max_size=16,
+    )
+
+
+def unet(text: int, **kwargs: Any):
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        attention_head_dim=2,
+        norm_num_groups=4,
+        cross_attention_dim=text,
+        **kwargs,
+    )
+
+
+def ddim(prediction: str = "epsilon"):
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, prediction_type=prediction
     )
 
 
@@ -73,7 +100,7 @@ def random_sd3(folder: Path, seed: int = 0, latent_channels: int = 16, tokens: i
 
 def random_sd(folder: Path, seed: int = 0, prediction: str = "epsilon") -> Path:
     """An SD 1.5 (epsilon) or 2.1 (v_prediction) with a U-Net of two scales."""
-    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import StableDiffusionPipeline
     from transformers import CLIPTextConfig, CLIPTextModel
 
     torch.manual_seed(seed)
@@ -89,32 +116,37 @@ def random_sd(folder: Path, seed: int = 0, prediction: str = "epsilon") -> Path:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        attention_head_dim=2,
-        norm_num_groups=4,
-        cross_attention_dim=32,
-    )
-    scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, prediction_type=prediction
-    )
-    vae = autoencoder(4)
-    vae.register_to_config(shift_factor=None)
     StableDiffusionPipeline(
-        unet=unet,
-        scheduler=scheduler,
-        vae=vae,
+        unet=unet(32),
+        scheduler=ddim(prediction),
+        vae=autoencoder(4, shift=None),
         text_encoder=CLIPTextModel(text),
         tokenizer=tokenizer,
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+def random_sdxl(folder: Path, seed: int = 0) -> Path:
+    """An SDXL with a U-Net of two scales: two text encoders, a pooled embedding and the sizes of pictures."""
+    from diffusers import StableDiffusionXLPipeline
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    second = build_text_encoder(tokenizer, 32, 16)
+    first = CLIPTextModel(CLIPTextConfig.from_dict(build_text_encoder(tokenizer, 16, 16).config.to_dict()))
+    sizes = {"addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 16 + 6 * 8}
+    StableDiffusionXLPipeline(
+        unet=unet(48, addition_embed_type="text_time", **sizes),
+        scheduler=ddim(),
+        vae=autoencoder(4, shift=None),
+        text_encoder=first,
+        tokenizer=tokenizer,
+        text_encoder_2=second,
+        tokenizer_2=tokenizer,
     ).save_pretrained(folder)
     return folder
 

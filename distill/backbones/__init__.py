@@ -22,9 +22,11 @@ def load(name: str, dtype: torch.dtype = torch.float32) -> Backbone:
     """
     from distill.backbones.sd import SDBackbone
     from distill.backbones.sd3 import SD3Backbone
+    from distill.backbones.sdxl import SDXLBackbone
 
     families: dict[str, type[Backbone]] = {
         "StableDiffusionPipeline": SDBackbone,
+        "StableDiffusionXLPipeline": SDXLBackbone,
         "StableDiffusion3Pipeline": SD3Backbone,
     }
     path = str(ASSETS / name) if name in TINY else name

@@ -12,8 +12,10 @@ from distill.data import shapes
 from distill.errors import ConfigError
 from distill.inference import open_painter
 
+FAMILIES = ["sd3_folder", "sd_folder", "sdxl_folder"]
 
-@pytest.mark.parametrize("family", ["sd3_folder", "sd_folder"])
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_conditioning_is_the_pipelines_own(family: str, request: pytest.FixtureRequest) -> None:
     backbone = backbones.load(str(request.getfixturevalue(family)))
     pipeline = backbone.pipeline()
@@ -23,12 +25,20 @@ def test_conditioning_is_the_pipelines_own(family: str, request: pytest.FixtureR
     expected = pipeline.encode_prompt(prompts, *extra, device="cpu", do_classifier_free_guidance=False, **options)
     cond = backbone.text_encoder()(prompts)
     assert torch.equal(cond["text"], expected[0])
-    if family == "sd3_folder":
+    if family != "sd_folder":
         assert torch.equal(cond["pooled"], expected[2])
     assert cond["pooled"].shape == (2, backbone.pooled)
 
 
-@pytest.mark.parametrize("family", ["sd3_folder", "sd_folder"])
+def test_empty_prompt_of_sdxl_is_what_its_pipeline_guides_with(sdxl_folder: Path) -> None:
+    backbone = backbones.load(str(sdxl_folder))
+    _, text, _, pooled = backbone.pipeline().encode_prompt("a red ring", device="cpu", do_classifier_free_guidance=True)
+    cond = backbone.text_encoder()(["", "a red ring"])
+    assert torch.equal(cond["text"][:1], text) and torch.equal(cond["pooled"][:1], pooled)
+    assert cond["text"][1].any() and cond["pooled"][1].any()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("size", [(32, 32), (32, 48)])
 def test_one_step_of_the_pipeline_is_the_denoisers_x0(
     family: str, size: tuple[int, int], request: pytest.FixtureRequest
