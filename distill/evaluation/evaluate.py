@@ -13,6 +13,7 @@ from rich.progress import track
 from torch import Tensor
 
 from distill.data import shapes
+from distill.data.images import resize_and_crop
 from distill.data.loading import batches
 from distill.data.shapes_data import ShapesDataset
 from distill.errors import ConfigError
@@ -111,16 +112,12 @@ def reference_images(folder: str | Path, size: tuple[int, int]) -> Iterator[Tens
         ConfigError: no such folder, or no images in it.
     """
     from torchvision.io import ImageReadMode, decode_image
-    from torchvision.transforms.v2 import functional as F
 
     files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGES)
     if len(files) < 2:
         raise ConfigError(f"the reference '{folder}' holds {len(files)} images; give a folder with 2 or more")
     for file in files:
-        image = decode_image(str(file), ImageReadMode.RGB).float() / 255
-        factor = max(size[0] / image.shape[1], size[1] / image.shape[2])
-        resized = [max(side, round(old * factor)) for side, old in zip(size, image.shape[1:], strict=True)]
-        yield F.center_crop(F.resize(image, resized, antialias=True), list(size)).clamp(0, 1)
+        yield resize_and_crop(decode_image(str(file), ImageReadMode.RGB).float() / 255, *size)
 
 
 def _tracked(painted: Iterator[Any], samples: int, batch_size: int) -> Any:

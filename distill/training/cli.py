@@ -10,6 +10,7 @@ from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+import distill.data.images
 import distill.data.latents
 import distill.data.shapes_data
 import distill.strategies

@@ -1,0 +1,200 @@
+"""Captioned real images, in anything Hugging Face `datasets` reads, as a Lightning data module."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from distill import backbones
+from distill.backbones.base import Backbone
+from distill.data import loading
+from distill.data.generate import Maker, make_here
+from distill.data.shards import LatentsDataset
+from distill.errors import ConfigError
+
+CAPTIONS = ("caption", "text", "txt", "prompt")  # columns that hold captions, unless one is named
+FILES = {".parquet": "parquet", ".tar": "webdataset"}
+
+
+class ImagesDataset:
+    """Images with their captions, resized and cropped to one size.
+
+    An image that cannot be read is replaced by the next one that can, and named in the batch.
+
+    Args:
+        source: a folder (images with a metadata.jsonl or metadata.csv, parquet files, or webdataset archives), one
+            such file, or the id of a data set on the hub.
+        height, width: in pixels.
+        split: of the data set.
+        caption: the column of the captions; the first of `CAPTIONS` that is there if not given.
+
+    Raises:
+        ConfigError: nothing there, or no images, or no captions.
+    """
+
+    def __init__(self, source: str, height: int, width: int, split: str = "train", caption: str | None = None):
+        from datasets import Image
+
+        rows = _read(source, split)
+        images = [name for name, kind in rows.features.items() if isinstance(kind, Image)]
+        captions = [name for name in ((caption,) if caption else CAPTIONS) if name in rows.features]
+        if not images or not captions or not len(rows):
+            raise ConfigError(
+                f"'{source}' ({split}) has {len(rows)} rows with the columns {', '.join(rows.features)}; captioned "
+                f"images need a column of images and one of captions, called {caption or ' or '.join(CAPTIONS)} "
+                "(data.caption names another)"
+            )
+        self.source, self.height, self.width = source, height, width
+        self.image, self.caption = images[0], captions[0]
+        self.rows = rows.select_columns([self.image, self.caption]).cast_column(self.image, Image(decode=False))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Any]:
+        """`{"pixels": [B, 3, H, W] in [-1, 1], "prompts": B captions, "unread": names of images that were skipped}`."""
+        unread: list[str] = []
+        found = [self._readable(index, unread) for index in indices]
+        pixels = torch.stack([picture for picture, _ in found])
+        return {"pixels": pixels, "prompts": [caption for _, caption in found], "unread": unread}
+
+    def _readable(self, index: int, unread: list[str]) -> tuple[Tensor, str]:
+        for offset in range(len(self)):
+            row = self.rows[(index + offset) % len(self)]
+            try:
+                return resize_and_crop(_decode(row[self.image]), self.height, self.width) * 2 - 1, row[self.caption]
+            except (OSError, ValueError, SyntaxError):  # what Pillow raises at broken files
+                unread.append(row[self.image].get("path") or f"row {(index + offset) % len(self)}")
+        raise ConfigError(f"none of the {len(self)} images of '{self.source}' can be read")
+
+
+class EncodedImages(Maker):
+    """Images through a pipeline's autoencoder, once.
+
+    Args:
+        backbone: whose autoencoder.
+        folder: where the shards go.
+        images: what is encoded.
+    """
+
+    def __init__(self, backbone: Backbone, folder: str | Path, images: ImagesDataset):
+        settings = {
+            "kind": "images",
+            "source": images.source,
+            "count": len(images),
+            "height": images.height,
+            "width": images.width,
+            "autoencoder": backbone.autoencoder_fingerprint,
+        }
+        super().__init__(folder, settings, len(images), shard_size=512, batch_size=16)
+        self.images, self.autoencoder = images, backbone.autoencoder().eval()
+
+    def make(self, indices: list[int], device: torch.device) -> tuple[Tensor, list[str]]:
+        batch = self.images.__getitems__(indices)
+        with torch.no_grad():
+            return self.autoencoder.to(device).encode(batch["pixels"].to(device)), batch["prompts"]
+
+
+class ImagesData(L.LightningDataModule):
+    """Captioned real images for training, encoded on the fly or once.
+
+    Args:
+        source, height, width, split, caption: as in `ImagesDataset`.
+        batch_size: samples of one batch over all processes.
+        seed: of their order.
+        workers: loader processes.
+        encoded: a folder for the images' latents, made before training if it is not there; methods that need the
+            pictures decode them. None encodes every batch anew.
+        teacher: the pipeline whose autoencoder encodes them; needed with `encoded`.
+
+    Raises:
+        ConfigError: a source that cannot be read, or `encoded` without `teacher`.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        height: int = 512,
+        width: int = 512,
+        split: str = "train",
+        caption: str | None = None,
+        batch_size: int = 64,
+        seed: int = 0,
+        workers: int = 4,
+        encoded: str | None = None,
+        teacher: str | None = None,
+    ):
+        super().__init__()
+        if encoded and not teacher:
+            raise ConfigError("data.encoded needs data.teacher, the pipeline whose autoencoder encodes the images")
+        self.source, self.size, self.split, self.caption = source, (height, width), split, caption
+        self.batch_size, self.seed, self.workers = batch_size, seed, workers
+        self.encoded, self.teacher = encoded, teacher
+        self.unread = 0
+
+    @property
+    def description(self) -> str:
+        """What the data is, for a student's model card."""
+        return f"images of {self.source}, {self.size[0]} x {self.size[1]}"
+
+    def prepare_data(self) -> None:
+        images = self._images()  # a source that cannot be read stops here, before anything is loaded
+        if self.encoded:
+            make_here(EncodedImages(backbones.load(str(self.teacher)), self.encoded, images), "encoding images")
+
+    def setup(self, stage: str) -> None:
+        self.dataset = LatentsDataset(self.encoded) if self.encoded else self._images()
+
+    def train_dataloader(self) -> StatefulDataLoader:
+        return loading.loader(self.dataset, self.batch_size, self.seed, self.trainer, self.workers)
+
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Counts and reports the images that could not be read."""
+        unread = batch.pop("unread", [])
+        if unread:
+            self.unread += len(unread)
+            rank_zero_warn(f"{self.unread} images could not be read so far and were skipped, the last is {unread[-1]}")
+        return batch
+
+    def _images(self) -> ImagesDataset:
+        return ImagesDataset(self.source, *self.size, self.split, self.caption)
+
+
+def resize_and_crop(picture: Tensor, height: int, width: int) -> Tensor:
+    """A picture `[3, H, W]` in [0, 1], resized until it covers the size and cropped to its centre."""
+    from torchvision.transforms.v2 import functional as F
+
+    factor = max(height / picture.shape[1], width / picture.shape[2])
+    sides = [max(side, round(old * factor)) for side, old in zip((height, width), picture.shape[1:], strict=True)]
+    return F.center_crop(F.resize(picture, sides, antialias=True), [height, width]).clamp(0, 1)
+
+
+def _read(source: str, split: str) -> Any:
+    from datasets import load_dataset
+
+    path = Path(source)
+    try:
+        if path.is_file() and path.suffix in FILES:
+            return load_dataset(FILES[path.suffix], data_files={split: source}, split=split)
+        return load_dataset(source, split=split)
+    except Exception as error:  # datasets raises a dozen kinds of its own
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"the images '{source}' ({split}) cannot be read ({reason}); give a folder of images with a "
+            "metadata.jsonl, a parquet file, a webdataset archive, or a data set on the hub"
+        ) from error
+
+
+def _decode(image: dict[str, Any]) -> Tensor:
+    from PIL import Image
+    from torchvision.transforms.v2 import functional as F
+
+    with Image.open(io.BytesIO(image["bytes"]) if image["bytes"] else image["path"]) as opened:
+        return F.pil_to_tensor(opened.convert("RGB")).float() / 255

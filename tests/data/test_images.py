@@ -1,0 +1,122 @@
+import json
+import tarfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from datasets import Dataset, Features, Image, Value
+from PIL import Image as Pillow
+
+from distill import backbones
+from distill.data.images import EncodedImages, ImagesData, ImagesDataset, resize_and_crop
+from distill.data.shards import LatentsDataset
+from distill.errors import ConfigError
+
+COLOURS = {"red": (1.0, -1.0, -1.0), "lime": (-1.0, 1.0, -1.0), "blue": (-1.0, -1.0, 1.0), "white": (1.0, 1.0, 1.0)}
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder of four pictures of different sizes with captions."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    lines = []
+    for index, colour in enumerate(COLOURS):
+        Pillow.new("RGB", (40 + 10 * index, 36), colour).save(folder / f"{colour}.png")
+        lines.append(json.dumps({"file_name": f"{colour}.png", "text": f"a {colour} wall"}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def _parquet(pictures: Path, path: Path) -> Path:
+    rows = {"image": [str(pictures / f"{c}.png") for c in COLOURS], "caption": [f"a {c} wall" for c in COLOURS]}
+    data = Dataset.from_dict(rows, features=Features({"image": Image(), "caption": Value("string")}))
+    data.map(lambda row: row).to_parquet(path)
+    return path
+
+
+def _webdataset(pictures: Path, path: Path) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for index, colour in enumerate(COLOURS):
+            text = pictures / f"{colour}.txt"
+            text.write_text(f"a {colour} wall")
+            archive.add(pictures / f"{colour}.png", f"{index}.png")
+            archive.add(text, f"{index}.txt")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet", "webdataset"])
+def test_captioned_images_of_any_kind(kind: str, pictures: Path, tmp_path: Path) -> None:
+    sources = {
+        "folder": lambda: pictures,
+        "parquet": lambda: _parquet(pictures, tmp_path / "rows.parquet"),
+        "webdataset": lambda: _webdataset(pictures, tmp_path / "rows.tar"),
+    }
+    data = ImagesDataset(str(sources[kind]()), 24, 32)
+    batch = data.__getitems__([0, 2, 3])
+    by_caption = dict(zip(batch["prompts"], batch["pixels"], strict=True))
+    assert batch["pixels"].shape == (3, 3, 24, 32) and batch["unread"] == [] and len(data) == 4
+    for caption, pixels in by_caption.items():
+        rgb = {
+            "a red wall": (1, -1, -1),
+            "a blue wall": (-1, -1, 1),
+            "a white wall": (1, 1, 1),
+            "a green wall": (-1, 0, -1),
+        }
+        assert torch.allclose(pixels.mean((1, 2)), torch.tensor(rgb[caption], dtype=torch.float), atol=0.01)
+
+
+def test_resize_keeps_the_aspect_and_the_centre() -> None:
+    picture = torch.zeros(3, 40, 120)
+    picture[:, :, 40:80] = 1
+    cropped = resize_and_crop(picture, 20, 20)
+    assert cropped.shape == (3, 20, 20) and (cropped > 0.8).all(), "the middle third fills the square"
+    assert resize_and_crop(picture, 80, 80).shape == (3, 80, 80)
+
+
+def test_images_that_cannot_be_read_are_skipped_and_named(pictures: Path) -> None:
+    (pictures / "red.png").write_bytes(b"no picture")
+    data = ImagesDataset(str(pictures), 16, 16)
+    names = list(data.rows["text"])
+    bad = names.index("a red wall")
+    batch = data.__getitems__([bad])
+    assert batch["prompts"] == [names[(bad + 1) % 4]]
+    assert [Path(name).name for name in batch["unread"]] == ["red.png"]
+    module = ImagesData(str(pictures), 16, 16)
+    with pytest.warns(UserWarning, match=r"1 images could not be read so far .*red.png"):
+        assert set(module.on_before_batch_transfer(batch, 0)) == {"pixels", "prompts"}
+    assert module.unread == 1
+    for colour in COLOURS:
+        (pictures / f"{colour}.png").write_bytes(b"no picture")
+    with pytest.raises(ConfigError, match="none of the 4 images of .* can be read"):
+        ImagesDataset(str(pictures), 16, 16).__getitems__([0])
+
+
+def test_latents_are_encoded_once(pictures: Path, sd_folder: Path, tmp_path: Path) -> None:
+    module = ImagesData(
+        str(pictures), 32, 48, batch_size=2, workers=0, encoded=str(tmp_path / "encoded"), teacher=str(sd_folder)
+    )
+    module.trainer = SimpleNamespace(global_rank=0, world_size=1)  # type: ignore[assignment]
+    module.prepare_data()
+    module.setup("fit")
+    batch = next(iter(module.train_dataloader()))
+    assert batch["x0"].shape == (2, 4, 8, 12) and len(module.dataset) == 4
+    made = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "encoded").iterdir() if file.suffix == ".arrow"}
+    module.prepare_data()
+    assert made == {f.name: f.stat().st_mtime_ns for f in (tmp_path / "encoded").iterdir() if f.suffix == ".arrow"}
+    images = ImagesDataset(str(pictures), 32, 48)
+    expected, _ = EncodedImages(backbones.load(str(sd_folder)), tmp_path / "other", images).make(
+        [1], torch.device("cpu")
+    )
+    stored = LatentsDataset(str(tmp_path / "encoded")).__getitems__([1])["x0"]
+    assert torch.allclose(stored, expected, atol=2e-3)
+
+
+def test_what_is_no_set_of_captioned_images(tmp_path: Path, pictures: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        ImagesDataset(str(tmp_path / "nowhere"), 16, 16)
+    with pytest.raises(ConfigError, match="need a column of images and one of captions"):
+        ImagesDataset(str(pictures), 16, 16, caption="title")
+    with pytest.raises(ConfigError, match="data.encoded needs data.teacher"):
+        ImagesData(str(pictures), encoded="x")
