@@ -14,7 +14,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 
 
-def fit_arguments(recipe: str, teacher: Path, latents: Path, folder: Path, **options: Any) -> list[str]:
+def fit_arguments(recipe: str, teacher: Path, latents: Path | None, folder: Path, **options: Any) -> list[str]:
     """`fit` with a small teacher, few samples and float32 on the CPU; `options` are dotted overrides, `.` as `__`."""
     shrunk = {
         "model__teacher": teacher,

@@ -1,0 +1,65 @@
+"""The recipes at paper size run two steps as they are, but for sizes, on small random networks saved to disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from distill import backbones
+from distill.adversarial import vision
+from distill.cli import main
+from distill.export import load_student
+from tests.runs import checkpoint, fit_arguments, logged
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen captioned pictures of noise."""
+    folder = tmp_path_factory.mktemp("pictures")
+    lines = []
+    for index in range(16):
+        noise = torch.randint(0, 256, (40, 48, 3), generator=torch.Generator().manual_seed(index), dtype=torch.uint8)
+        Image.fromarray(noise.numpy()).save(folder / f"{index}.png")
+        lines.append(json.dumps({"file_name": f"{index}.png", "text": f"picture {index}"}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture
+def small_vision(vit_folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every vision network is a small random one; answers the names that were asked for."""
+    asked: list[str] = []
+    real = vision.open_vit
+
+    def small(name: str):
+        asked.append(name)
+        return real(str(vit_folder))
+
+    monkeypatch.setattr(vision, "open_vit", small)
+    return asked
+
+
+@pytest.mark.parametrize(("recipe", "family"), [("add_sd21.yaml", "sd_folder"), ("add_sdxl.yaml", "sdxl_folder")])
+def test_add_runs_two_steps(
+    recipe: str, family: str, pictures: Path, small_vision: list[str], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    teacher = request.getfixturevalue(family)
+    options = {"data__source": pictures, "data__height": 32, "data__width": 32, "samples__every": 2}
+    main(fit_arguments(recipe, teacher, None, tmp_path, **options))
+    assert small_vision == ["vit_small_patch14_dinov2", "vit_large_patch14_dinov2"]
+    scalars = logged(tmp_path)
+    for name in ("student/PixelAdversarial", "student/ScoreDistillation", "critic/PixelAdversarial/game",
+                 "critic/PixelAdversarial/r1", "gradient_at_sample/ScoreDistillation"):  # fmt: skip
+        assert len(scalars[name]) == 2 and all(0 < abs(value) < 1e4 for value in scalars[name]), name
+    saved = checkpoint(tmp_path)
+    assert saved["global_step"] == 2 and saved["distill"]["strategies"] == ["PixelAdversarial", "ScoreDistillation"]
+    assert {name.split(".")[0] for name in saved["state_dict"]} == {"student", "ema", "strategies", "skipped", "latent"}
+    start = backbones.load(str(teacher)).denoiser().state_dict()
+    student = load_student(tmp_path / "checkpoints" / "last.ckpt", raw=True)
+    moved = [name for name, tensor in student.denoiser.state_dict().items() if not torch.equal(tensor, start[name])]
+    assert len(moved) == len(start), "some weights of the student never moved"
+    assert (tmp_path / "samples" / "step-000002.png").is_file()
