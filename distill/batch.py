@@ -48,13 +48,18 @@ class Draws:
         """Standard normal in the shape of `x`, `[B, ...]`."""
         return self.normal(purpose, *x.shape[1:])
 
+    def common(self, purpose: str, *shape: int) -> Tensor:
+        """Uniform in [0, 1), `shape`: one draw for the whole global batch, the same on every process."""
+        return torch.rand(shape, generator=self._generator(purpose, "all"), device=self.device)
+
     def _each(self, purpose: str, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
-        generator, rows = torch.Generator(self.device), []
-        for sample in range(self.first, self.first + self.size):
-            key = f"{self.seed}/{self.batch}/{purpose}/{sample}".encode()
-            seed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
-            rows.append(draw(generator.manual_seed(seed)))
-        return torch.stack(rows)
+        samples = range(self.first, self.first + self.size)
+        return torch.stack([draw(self._generator(purpose, sample)) for sample in samples])
+
+    def _generator(self, purpose: str, sample: int | str) -> torch.Generator:
+        key = f"{self.seed}/{self.batch}/{purpose}/{sample}".encode()
+        seed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
+        return torch.Generator(self.device).manual_seed(seed)
 
 
 @dataclass

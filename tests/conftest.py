@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 
@@ -57,3 +58,18 @@ def sd3_latents(sd3_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def vit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random vision transformer on disk."""
     return pipelines.random_vit(tmp_path_factory.mktemp("networks") / "vit")
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen captioned pictures of noise."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("pictures")
+    lines = []
+    for index in range(16):
+        noise = torch.randint(0, 256, (40, 48, 3), generator=torch.Generator().manual_seed(index), dtype=torch.uint8)
+        Image.fromarray(noise.numpy()).save(folder / f"{index}.png")
+        lines.append(json.dumps({"file_name": f"{index}.png", "text": f"picture {index}"}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return folder

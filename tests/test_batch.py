@@ -181,3 +181,10 @@ def test_the_leaves_are_cut_off_from_the_student(scene):
     assert sample.x0.is_leaf and sample.pixels.is_leaf
     assert torch.equal(sample.x0, sample.answer)
     torch.testing.assert_close(sample.pixels, scene.decoder(sample.answer))
+
+
+def test_common_draw_is_the_same_on_every_process() -> None:
+    whole, second = draws(4), draws(2, first=2)
+    assert torch.equal(whole.common("crop", 3), second.common("crop", 3))
+    assert not torch.equal(whole.common("crop", 3), whole.common("other", 3))
+    assert not torch.equal(whole.common("crop", 3), draws(4, batch=1).common("crop", 3))

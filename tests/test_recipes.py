@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from distill import backbones
 from distill.adversarial import vision
 from distill.cli import main
 from distill.export import load_student
 from tests.runs import checkpoint, fit_arguments, logged
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixteen captioned pictures of noise."""
-    folder = tmp_path_factory.mktemp("pictures")
-    lines = []
-    for index in range(16):
-        noise = torch.randint(0, 256, (40, 48, 3), generator=torch.Generator().manual_seed(index), dtype=torch.uint8)
-        Image.fromarray(noise.numpy()).save(folder / f"{index}.png")
-        lines.append(json.dumps({"file_name": f"{index}.png", "text": f"picture {index}"}))
-    (folder / "metadata.jsonl").write_text("\n".join(lines))
-    return folder
 
 
 @pytest.fixture

@@ -25,12 +25,12 @@ def augment(pictures: Tensor, draws: Draws, purpose: str) -> Tensor:
 def random_crop(pictures: Tensor, size: int, draws: Draws, purpose: str, share: float = 0.5) -> Tensor:
     """For a `share` of the batches, one square of `size` out of pictures that are larger; the whole ones for the rest.
 
-    One decision for the batch, as in StyleGAN-T's code, taken from the first sample's draw.
+    One decision for the whole batch, as in StyleGAN-T's code, the same on every process.
     """
     height, width = pictures.shape[-2:]
     if min(height, width) <= size:
         return pictures
-    decision, y, x = draws.uniform(purpose, 3)[0].tolist()
+    decision, y, x = draws.common(purpose, 3).tolist()
     if decision >= share:
         return pictures
     top, left = int(y * (height - size + 1)), int(x * (width - size + 1))

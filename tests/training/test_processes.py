@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import subprocess
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,34 +24,56 @@ FSDP2 = {
     "trainer__strategy__data_parallel_size": 2,
     "trainer__strategy__tensor_parallel_size": 1,
 }
-COMPARED = ("student/LatentAdversarial", "critic/LatentAdversarial/game", "student/gradient_norm",
-            "critic/gradient_norm", "gradient_at_sample/LatentAdversarial")  # fmt: skip
+NORMS = ("student/gradient_norm", "critic/gradient_norm")
+COMPARED = {
+    "ladd": ("student/LatentAdversarial", "critic/LatentAdversarial/game",
+             "gradient_at_sample/LatentAdversarial", *NORMS),
+    "add": ("student/PixelAdversarial", "student/ScoreDistillation", "critic/PixelAdversarial/game",
+            "critic/PixelAdversarial/r1", "gradient_at_sample/PixelAdversarial", *NORMS),
+}  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def alone(sd3_folder: Path, sd3_latents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@dataclass
+class Method:
+    """A method's recipe with everything it needs, and its run on one process."""
+
+    name: str
+    arguments: Callable[..., list[str]]
+    alone: Path
+
+
+@pytest.fixture(scope="module", params=COMPARED)
+def method(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Method:
+    """Five steps of LADD on a small SD3, or of ADD on a small SD."""
+    get = request.getfixturevalue
+
+    def arguments(folder: Path, **options: Any) -> list[str]:
+        if request.param == "ladd":
+            return fit_arguments("ladd_sd3.yaml", get("sd3_folder"), get("sd3_latents"), folder, **options)
+        vit = str(get("vit_folder"))
+        critic = {"class_path": "PixelAdversarial", "init_args": {"vision": vit, "image": vit, "r1": "ExactR1"}}
+        sizes = {"data__source": get("pictures"), "data__height": 32, "data__width": 32}
+        terms = {"model__strategies": json.dumps([critic, {"class_path": "ScoreDistillation"}])}
+        return fit_arguments("add_sd21.yaml", get("sd_folder"), None, folder, **terms, **sizes, **options)
+
     folder = tmp_path_factory.mktemp("alone")
-    run = distill(fit_arguments("ladd_sd3.yaml", sd3_folder, sd3_latents, folder, trainer__max_steps=5))
+    run = distill(arguments(folder, trainer__max_steps=5))
     assert run.returncode == 0, run.stderr[-2000:]
-    return folder
+    return Method(request.param, arguments, folder)
 
 
 @pytest.mark.parametrize("strategy", [{"trainer__strategy": "ddp", "trainer__devices": 2}, FSDP2], ids=["ddp", "fsdp2"])
-def test_two_processes_train_as_one(
-    strategy: dict, alone: Path, sd3_folder: Path, sd3_latents: Path, tmp_path: Path
-) -> None:
-    arguments = fit_arguments(
-        "ladd_sd3.yaml", sd3_folder, sd3_latents, tmp_path, **{"trainer__max_steps": 5, **strategy}
-    )
-    run = distill(arguments)
+def test_two_processes_train_as_one(strategy: dict, method: Method, tmp_path: Path) -> None:
+    run = distill(method.arguments(tmp_path, **{"trainer__max_steps": 5, **strategy}))
     assert run.returncode == 0, run.stderr[-2000:]
-    one, two = logged(alone), logged(tmp_path)
-    for name in COMPARED:
+    one, two = logged(method.alone), logged(tmp_path)
+    for name in COMPARED[method.name]:
         assert len(two[name]) == 5
         assert two[name] == pytest.approx(one[name], rel=1e-4), name
-    start = load_student(alone / "checkpoints" / "last.ckpt", raw=True).backbone.denoiser().state_dict()
+    start = load_student(method.alone / "checkpoints" / "last.ckpt", raw=True).backbone.denoiser().state_dict()
     trained = [
-        load_student(run / "checkpoints" / "last.ckpt", raw=True).denoiser.state_dict() for run in (alone, tmp_path)
+        load_student(run / "checkpoints" / "last.ckpt", raw=True).denoiser.state_dict()
+        for run in (method.alone, tmp_path)
     ]
     moves = [
         {name: tensor - start[name] for name, tensor in state.items() if not name.endswith("pos_embed.pos_embed")}
