@@ -43,6 +43,13 @@ class Denoiser(nn.Module):
         """The network's own output, `[B, C, H, W]`, in its own parametrisation."""
         raise NotImplementedError
 
+    def forget(self, seed: int) -> None:
+        """Puts random weights, a function of `seed`, in place of the trained ones."""
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            fresh = type(self.network).from_config(self.network.config)
+        self.network.load_state_dict(fresh.state_dict())
+
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """`x_t` `[B, C, H, W]`, `t` `[B]` in [0, 1] (0 is data) -> the clean latent `[B, C, H, W]` in float32."""
         with attention(x_t.device):

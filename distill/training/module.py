@@ -39,6 +39,7 @@ class DistillModule(L.LightningModule):
         accumulate: batches per update of each player.
         critic_updates: critic updates per student update; the extra ones draw fresh batches.
         seed: of every random number in training.
+        student_init: where the student's weights begin: `teacher`, or `random` for comparison.
         teacher_dtype: of the teacher's weights, `float32` or `bfloat16`.
         checkpoint: recompute the activations of student and teacher in the backward pass.
         compiled: compile student and teacher per block.
@@ -66,6 +67,7 @@ class DistillModule(L.LightningModule):
         accumulate: int = 1,
         critic_updates: int = 1,
         seed: int = 0,
+        student_init: str = "teacher",
         teacher_dtype: str = "float32",
         checkpoint: bool = False,
         compiled: bool = False,
@@ -77,6 +79,8 @@ class DistillModule(L.LightningModule):
             raise ConfigError("model.strategies is empty; name at least one, such as LatentAdversarial")
         if min(accumulate, critic_updates, patience) < 1:
             raise ConfigError("model.accumulate, model.critic_updates and model.patience must be 1 or more")
+        if student_init not in ("teacher", "random"):
+            raise ConfigError(f"model.student_init={student_init} is unknown; choose teacher or random")
         if teacher_dtype not in DTYPES:
             raise ConfigError(f"model.teacher_dtype={teacher_dtype} is unknown; choose one of {', '.join(DTYPES)}")
         self.backbone = backbones.load(teacher)
@@ -87,6 +91,7 @@ class DistillModule(L.LightningModule):
         self.schedule_makers = student_schedule, critic_schedule
         self.clips, self.ema_target = (student_clip, critic_clip), ema
         self.accumulate, self.critic_updates = accumulate, critic_updates
+        self.student_init = student_init
         self.seed, self.checkpoint, self.compiled, self.patience = seed, checkpoint, compiled, patience
         self.register_buffer("skipped", torch.zeros(3, dtype=torch.long))  # updates: in all; in a row, per player
         self.register_buffer("latent", torch.zeros(2, dtype=torch.long))  # height and width of the last batch
@@ -107,6 +112,9 @@ class DistillModule(L.LightningModule):
             return
         self.student = self.backbone.denoiser()
         self.ema = None if self.ema_target is None else self.backbone.denoiser().requires_grad_(False)
+        for network in (self.student, self.ema):
+            if network is not None and self.student_init == "random":
+                network.forget(self.seed)
         teacher = backbones.load(self.teacher_name, self.teacher_dtype)
         self.teacher = Frozen(teacher.denoiser())
         self.text_encoder = Frozen(teacher.text_encoder())

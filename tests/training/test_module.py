@@ -153,6 +153,23 @@ def test_moving_average_follows_the_student(sd3_folder: Path, sd3_latents: Path)
         assert torch.allclose(row["ema"], average, atol=1e-6)
 
 
+def test_student_may_begin_at_random_weights(sd3_folder: Path) -> None:
+    def weights(**options: Any) -> dict[str, Tensor]:
+        model = module(sd3_folder, [Pull()], **options)
+        model.configure_model()
+        assert model.student is not None and model.ema is not None
+        for ours, average in zip(model.student.parameters(), model.ema.parameters(), strict=True):
+            assert torch.equal(ours, average), "the average begins elsewhere"
+        return {name: tensor for name, tensor in model.student.named_parameters()}
+
+    taught, first, again, other = weights(), *(weights(student_init="random", seed=seed) for seed in (1, 1, 2))
+    name = "network.transformer_blocks.0.attn.to_q.weight"
+    assert torch.equal(first[name], again[name])
+    assert not torch.equal(first[name], other[name]) and not torch.equal(first[name], taught[name])
+    with pytest.raises(ConfigError, match="model.student_init=zero is unknown; choose teacher or random"):
+        module(sd3_folder, [Pull()], student_init="zero")
+
+
 def test_student_is_asked_once_per_batch(sd3_folder: Path, sd3_latents: Path) -> None:
     calls = []
 
