@@ -11,7 +11,7 @@ import torch
 from distill.backbones.base import ASSETS, Backbone
 from distill.errors import ConfigError
 
-TINY = ("tiny-sd3",)  # the pipelines in distill/assets
+TINY = ("tiny-sd3", "tiny-sd")  # the pipelines in distill/assets
 
 
 def load(name: str, dtype: torch.dtype = torch.float32) -> Backbone:

@@ -66,7 +66,7 @@ def tiny_sd(parts: dict[str, Any]) -> Any:
     )
     scheduler = DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
-        steps_offset=1,
+        timestep_spacing="trailing",  # any number of steps begins at pure noise (arXiv 2305.08891, section 3.3)
     )  # fmt: skip
     vae = parts["vae"]
     vae.register_to_config(shift_factor=None)  # StableDiffusionPipeline knows no shift

@@ -16,7 +16,7 @@ from distill.evaluation.shapes_judge import load_shapes_judge
 from distill.inference import open_painter
 from distill.tiny.text import MAX_TOKENS, build_tokenizer
 
-SHIPPED = [name for name in backbones.TINY if (ASSETS / name).is_dir()]
+SHIPPED = backbones.TINY
 
 
 def test_assets_are_small_safetensors() -> None:
@@ -44,12 +44,13 @@ def test_latents_have_unit_scale(name: str) -> None:
     assert latents.std().item() == pytest.approx(1, abs=0.1)
 
 
-def test_teacher_paints_what_it_is_asked_better_with_more_steps() -> None:
+@pytest.mark.parametrize("name", SHIPPED)
+def test_teacher_paints_what_it_is_asked_better_with_more_steps(name: str) -> None:
     prompts = shapes.captions(seed=4, indices=range(64))
     scores = {}
     for steps in (1, 16):
         alignment = Alignment()
-        alignment.update(open_painter("tiny-sd3", steps, device="cpu")(prompts), prompts)
+        alignment.update(open_painter(name, steps, device="cpu")(prompts), prompts)
         scores[steps] = alignment.compute().item()
     assert scores[16] >= 0.85 and scores[16] > scores[1]
 
