@@ -136,7 +136,8 @@ def recipe(options: argparse.Namespace) -> DistillModule:
     parser.add_subclass_arguments(L.LightningModule, "model")
     model: Any = OmegaConf.to_container(OmegaConf.load(RECIPE), resolve=True)["model"]  # type: ignore[call-overload, index]
     model["init_args"]["teacher"] = options.teacher
-    del model["init_args"]["student_schedule"]  # the loops keep their rates
+    for player in ("student", "critic"):
+        del model["init_args"][f"{player}_schedule"]  # the loops keep their rates
     return parser.instantiate_classes(parser.parse_object({"model": model})).model
 
 

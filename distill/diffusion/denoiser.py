@@ -52,17 +52,16 @@ class Denoiser(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """`x_t` `[B, C, H, W]`, `t` `[B]` in [0, 1] (0 is data) -> the clean latent `[B, C, H, W]` in float32."""
-        with attention(x_t.device):
+        with attention(x_t.device, self.network.is_gradient_checkpointing):
             output = self.predict(x_t, self.process.timestep(t), cond)
         return self.process.to_x0(output, x_t, t)
 
 
-def attention(device: torch.device) -> AbstractContextManager[None]:
+def attention(device: torch.device, recomputed: bool = False) -> AbstractContextManager[None]:
     """Which attention kernel a forward pass on `device` is to use; PyTorch's choice but for one case.
 
     The fused kernel for CPUs (PyTorch 2.15) goes back in bfloat16 four to eight times slower than in float32, slower
-    than plain attention there and back.
+    than plain attention there and back. A pass that the backward pass recomputes, outside this context, keeps it.
     """
-    if device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled():
-        return sdpa_kernel(SDPBackend.MATH)
-    return nullcontext()
+    slow = device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
+    return sdpa_kernel(SDPBackend.MATH) if slow and not recomputed else nullcontext()

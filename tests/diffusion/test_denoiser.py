@@ -1,0 +1,19 @@
+"""What every network shares."""
+
+import torch
+
+from tests import tiny
+
+
+def test_checkpointed_pass_under_autocast_is_recomputed_with_the_kernels_it_used() -> None:
+    """The choice of attention kernel holds within a forward pass only, and recomputing happens after it."""
+    gradients = []
+    for checkpointed in (False, True):
+        denoiser, batch = tiny.sd3_denoiser().train(), tiny.batch(2)
+        if checkpointed:
+            denoiser.network.enable_gradient_checkpointing()
+        with torch.autocast("cpu", torch.bfloat16):
+            x0 = denoiser(batch.x0, torch.tensor([1.0, 0.5]), batch.cond)
+        x0.square().mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in denoiser.parameters() if p.grad is not None]))
+    torch.testing.assert_close(*gradients, atol=0.02, rtol=0.1)
