@@ -50,16 +50,16 @@ class Draws:
 
     def common(self, purpose: str, *shape: int) -> Tensor:
         """Uniform in [0, 1), `shape`: one draw for the whole global batch, the same on every process."""
-        return torch.rand(shape, generator=self._generator(purpose, "all"), device=self.device)
+        generator = torch.Generator(self.device).manual_seed(self._key(purpose, "all"))
+        return torch.rand(shape, generator=generator, device=self.device)
 
     def _each(self, purpose: str, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
-        samples = range(self.first, self.first + self.size)
-        return torch.stack([draw(self._generator(purpose, sample)) for sample in samples])
+        generator, samples = torch.Generator(self.device), range(self.first, self.first + self.size)
+        return torch.stack([draw(generator.manual_seed(self._key(purpose, sample))) for sample in samples])
 
-    def _generator(self, purpose: str, sample: int | str) -> torch.Generator:
+    def _key(self, purpose: str, sample: int | str) -> int:
         key = f"{self.seed}/{self.batch}/{purpose}/{sample}".encode()
-        seed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
-        return torch.Generator(self.device).manual_seed(seed)
+        return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
 
 
 @dataclass
