@@ -22,7 +22,7 @@ class Student:
     Attributes:
         backbone: the teacher's pipeline.
         denoiser: the student.
-        facts: `teacher`, `strategies`, `levels`, `size`, `steps`, `data` as the run stored them.
+        facts: `teacher`, `strategies`, `levels`, `schedule`, `size`, `steps`, `data` as the run stored them.
     """
 
     backbone: Backbone
@@ -61,7 +61,7 @@ def load_student(checkpoint: str | Path, teacher: str | None = None, raw: bool =
     if "distill" not in state:
         raise ConfigError(f"'{checkpoint}' is no checkpoint of a DistillModule; give one that `distill fit` wrote")
     facts, weights = state["distill"], state["state_dict"]
-    backbone = backbones.load(teacher or facts["teacher"])
+    backbone = backbones.load(teacher or facts["teacher"], schedule=facts.get("schedule"))
     denoiser = backbone.denoiser()
     prefix = "student." if raw or not any(name.startswith("ema.") for name in weights) else "ema."
     found = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}

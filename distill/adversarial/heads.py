@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import batch_norm
 from torch.nn.utils.parametrizations import spectral_norm
 
 
@@ -33,12 +34,11 @@ class BatchNormLocal(nn.Module):
             raise ValueError("local batch norm needs at least 2 samples per process")
         size = max(n for n in range(1, min(self.group, len(x)) + 1) if len(x) % n == 0)
         size = len(x) if size == 1 else size  # a prime batch: one group rather than groups of one
-        grouped = x.float().unflatten(0, (-1, size))
-        over = [1, *range(3, grouped.ndim)]
-        variance, mean = torch.var_mean(grouped, dim=over, correction=0, keepdim=True)
-        y = ((grouped - mean) * (variance + self.eps).rsqrt()).flatten(0, 1)
-        shape = (1, -1, *[1] * (x.ndim - 2))
-        return (y * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype)
+        groups = len(x) // size
+        side_by_side = x.float().unflatten(0, (groups, size)).transpose(0, 1).flatten(1, 2)  # [size, groups C, ...]
+        weight, bias = self.weight.repeat(groups), self.bias.repeat(groups)
+        y = batch_norm(side_by_side, None, None, weight, bias, training=True, eps=self.eps)
+        return y.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 1).to(x.dtype)
 
 
 class ProjectedHead(nn.Module):

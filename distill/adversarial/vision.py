@@ -9,7 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from distill.backbones.base import ASSETS
+from distill.diffusion.denoiser import attention
 from distill.errors import ConfigError
+
+TINY = "tiny-vit"  # the network in distill/assets
 
 
 class VisionTransformer(nn.Module):
@@ -17,7 +21,7 @@ class VisionTransformer(nn.Module):
 
     Args:
         name: a timm architecture with its weights from the hub, such as `vit_small_patch14_dinov2`; or a folder that
-            timm's `save_for_hf` wrote (`config.json` and the weights).
+            timm's `save_for_hf` wrote (`config.json` and the weights); or the shipped `tiny-vit`.
         blocks: indices of the blocks that are read; four evenly spaced ones if not given, of 12 these are 2, 5, 8, 11.
             The tokens after the patch embedding are read besides.
         size: side of the square picture it sees; its own if not given. Position embeddings are interpolated for others.
@@ -60,10 +64,11 @@ class VisionTransformer(nn.Module):
         """
         x, answer = self._embed(pictures), []
         answer.append(self._grid_tokens(x))
-        for index, block in enumerate(self.network.blocks[: max(self.blocks, default=-1) + 1]):
-            x = block(x)
-            if index in self.blocks:
-                answer.append(self._grid_tokens(x))
+        with attention(x.device):
+            for index, block in enumerate(self.network.blocks[: max(self.blocks, default=-1) + 1]):
+                x = block(x)
+                if index in self.blocks:
+                    answer.append(self._grid_tokens(x))
         return answer
 
     def forward(self, pictures: Tensor) -> Tensor:
@@ -92,14 +97,15 @@ def open_vit(name: str) -> Any:
     """
     import timm
 
-    where = f"local-dir:{name}" if Path(name).is_dir() else name
+    folder = ASSETS / name if name == TINY else Path(name)
+    where = f"local-dir:{folder}" if folder.is_dir() else name
     try:
         network = timm.create_model(where, pretrained=True, num_classes=0, dynamic_img_size=True)
     except (RuntimeError, TypeError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
             f"the vision network '{name}' cannot be opened ({reason}); give the name of a timm ViT, such as "
-            "vit_small_patch14_dinov2, or a folder that timm's save_for_hf wrote"
+            f"vit_small_patch14_dinov2, a folder that timm's save_for_hf wrote, or the shipped {TINY}"
         ) from error
     if not hasattr(network, "_pos_embed") or not hasattr(network, "blocks"):
         raise ConfigError(f"'{name}' is a {type(network).__name__}; this critic reads timm's VisionTransformer")

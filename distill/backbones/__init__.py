@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 
-from distill.backbones.base import ASSETS, Backbone
+from distill.backbones.base import ASSETS, Backbone, Schedule
 from distill.errors import ConfigError
 
 TINY = ("tiny-sd3", "tiny-sd")  # the pipelines in distill/assets
 
 
-def load(name: str, dtype: torch.dtype = torch.float32) -> Backbone:
-    """The backbone of a shipped tiny pipeline, a folder in the diffusers layout, or a hub id.
+def load(name: str, dtype: torch.dtype = torch.float32, schedule: Schedule | None = None) -> Backbone:
+    """The backbone of a shipped tiny pipeline, a folder in the diffusers layout, or a hub id; see `Backbone`.
 
     Raises:
-        ConfigError: no pipeline there, or one of a family that is not supported.
+        ConfigError: no pipeline there, one of a family that is not supported, or a change its schedule does not know.
     """
     from distill.backbones.sd import SDBackbone
     from distill.backbones.sd3 import SD3Backbone
@@ -33,7 +33,7 @@ def load(name: str, dtype: torch.dtype = torch.float32) -> Backbone:
     pipeline = _pipeline_class(path)
     if pipeline not in families:
         raise ConfigError(f"'{name}' is a {pipeline}; a teacher must be one of {', '.join(families)}")
-    return families[pipeline](path, dtype)
+    return families[pipeline](path, dtype, schedule)
 
 
 def solver(name: str, scheduler: Any) -> Any:

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from distill.batch import Cond
 from distill.diffusion.denoiser import Denoiser
 from distill.diffusion.process import Process
+from distill.errors import ConfigError
 from distill.files import read_json, save_json, written_whole
 
+Schedule = dict[str, Any]  # changes to a noise schedule, by the names of diffusers' schedulers
 ASSETS = Path(__file__).parents[1] / "assets"
 CALL_FILE = "distill.json"  # the arguments a pipeline of ours is meant to be called with; diffusers passes over it
 
@@ -62,12 +64,20 @@ class Backbone:
     Args:
         path: folder or hub id of a diffusers pipeline.
         dtype: of the weights when they are loaded.
+        schedule: what differs from the pipeline's own noise schedule, of the names in `schedule_options`.
+
+    Raises:
+        ConfigError: a change that the family's schedule does not know.
     """
 
+    schedule_options: tuple[str, ...] = ()
     denoiser_name = "unet"  # the pipeline component that is distilled
 
-    def __init__(self, path: str, dtype: torch.dtype = torch.float32):
-        self.path, self.dtype = path, dtype
+    def __init__(self, path: str, dtype: torch.dtype = torch.float32, schedule: Schedule | None = None):
+        self.path, self.dtype, self.schedule = path, dtype, schedule or {}
+        if unknown := [name for name in self.schedule if name not in self.schedule_options]:
+            known = f"knows {', '.join(self.schedule_options)}" if self.schedule_options else "cannot be changed"
+            raise ConfigError(f"model.schedule names {', '.join(unknown)}; the noise schedule of '{path}' {known}")
 
     # What only a family knows -------------------------------------------------------------------------------------
 

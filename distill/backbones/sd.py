@@ -64,6 +64,8 @@ class SDTextEncoder(TextEncoder):
 class SDBackbone(Backbone):
     """`StableDiffusionPipeline`, predicting noise (1.5) or v (2.1)."""
 
+    schedule_options = ("prediction_type", "rescale_betas_zero_snr")
+
     def denoiser(self) -> SDDenoiser:
         from diffusers import UNet2DConditionModel
 
@@ -100,7 +102,7 @@ class SDBackbone(Backbone):
     def _ddim(self) -> Any:
         from diffusers import DDIMScheduler
 
-        return DDIMScheduler.from_pretrained(self.path, subfolder="scheduler")
+        return DDIMScheduler.from_pretrained(self.path, subfolder="scheduler", **self.schedule)
 
     def config(self) -> dict[str, Any]:
         from diffusers import UNet2DConditionModel

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from distill.errors import ConfigError
+
 # The network's output is a x0 + b noise; each entry maps (alpha, sigma) to (a, b).
 PREDICTIONS = {
     "epsilon": lambda alpha, sigma: (torch.zeros_like(alpha), torch.ones_like(alpha)),
@@ -99,10 +101,19 @@ class VariancePreserving(Process):
     Args:
         alphas_cumprod: `[N]`, the schedule's cumulated product of 1 - beta.
         prediction: as in `Process`.
+
+    Raises:
+        ConfigError: noise prediction on a schedule that ends at pure noise, whose noise says nothing of the picture.
     """
 
     def __init__(self, alphas_cumprod: Tensor, prediction: str = "epsilon"):
         super().__init__(prediction)
+        if prediction == "epsilon" and alphas_cumprod[-1] < 1e-6:  # diffusers stores 2^-24 for 0
+            raise ConfigError(
+                "a noise schedule with zero terminal SNR cannot be trained with prediction_type=epsilon: at pure noise "
+                "the answer would hold nothing of the picture; set model.schedule.prediction_type to v_prediction or "
+                "sample"
+            )
         self.table = torch.cat([torch.ones(1), alphas_cumprod.float().cpu()])
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 from torch.nn.utils import parametrize
 
 from distill.adversarial.augment import augment, random_crop
+from distill.adversarial.clip_text import ClipText
 from distill.adversarial.gan import R1, ExactR1, GanLoss, Hinge, Logits, gradient_penalty
 from distill.adversarial.heads import TokenHead
 from distill.adversarial.vision import VisionTransformer
@@ -46,7 +47,8 @@ class PixelAdversarial(Strategy):
     Args:
         weight: of this term.
         vision: timm name or folder of the vision network (section 3.2: DINOv2 ViT-S).
-        text: whether the heads see the pooled text embedding of the batch (c_text).
+        text: whether the heads see the pooled text embedding of the batch (c_text); an open_clip text tower in place of
+            the pipeline's as `architecture:weights` (section 3.2: ViT-g-14), see `ClipText`.
         image: timm name or folder of the network whose class token of the real picture the heads see (c_img; section
             3.2: DINOv2 ViT-L); None for none.
         image_from_noise: whether they see it too where the student began at pure noise, so never saw the picture.
@@ -65,7 +67,7 @@ class PixelAdversarial(Strategy):
         self,
         weight: float = 1.0,
         vision: str = "vit_small_patch14_dinov2",
-        text: bool = True,
+        text: bool | str = True,
         image: str | None = "vit_large_patch14_dinov2",
         image_from_noise: bool = False,
         loss: GanLoss | None = None,
@@ -88,7 +90,9 @@ class PixelAdversarial(Strategy):
         self.vision = Frozen(VisionTransformer(self.vision_name, self.blocks, self.size))
         self.image = Frozen(VisionTransformer(self.image_name)) if self.image_name else None
         read = self.vision.network
-        cond = (backbone.pooled if self.text else 0) + (self.image.network.width if self.image else 0)
+        self.tower = Frozen(ClipText(self.text)) if isinstance(self.text, str) else None
+        words = self.tower.network.width if self.tower else backbone.pooled
+        cond = (words if self.text else 0) + (self.image.network.width if self.image else 0)
         self.critic = PixelCritic(read.width, read.taps, cond, self.hidden, self.norm)
 
     def check(self, batch_size: int) -> None:
@@ -133,13 +137,17 @@ class PixelAdversarial(Strategy):
         """c_text and c_img of each sample, each of mean square 1, side by side: `[B, P]`; None for neither."""
         parts = []
         if self.text:
-            parts.append(_levelled(batch.cond["pooled"]))
+            parts.append(_levelled(batch.cond["pooled"] if self.tower is None else self._read(batch.prompts)))
         if self.image is not None:
             with torch.no_grad():
                 seen = _levelled(self.image(batch.pixels))
             from_noise = (sample.t >= 1)[:, None] & (not self.image_from_noise)
             parts.append(seen.masked_fill(from_noise, 0.0))
         return torch.cat(parts, dim=1) if parts else None
+
+    def _read(self, prompts: list[str]) -> Tensor:
+        with torch.no_grad():
+            return self.tower(prompts)  # type: ignore[misc]
 
 
 def _levelled(embedding: Tensor) -> Tensor:

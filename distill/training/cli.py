@@ -17,6 +17,7 @@ import distill.strategies
 import distill.tiny.autoencoder
 import distill.tiny.judge
 import distill.tiny.text
+import distill.tiny.vision
 import distill.training.module  # noqa: F401  (imported so that recipes can use short class names)
 from distill.errors import ConfigError
 from distill.training import parallel

@@ -39,6 +39,9 @@ class DistillModule(L.LightningModule):
         accumulate: batches per update of each player.
         critic_updates: critic updates per student update; the extra ones draw fresh batches.
         seed: of every random number in training.
+        schedule: what the student's noise schedule changes of the teacher's, for a variance-preserving one:
+            `rescale_betas_zero_snr: true` ends it at pure noise (arXiv 2305.08891, section 3.1), `prediction_type`
+            makes the network answer something else, which it then has to learn from the teacher's weights.
         student_init: where the student's weights begin: `teacher`, or `random` for comparison.
         teacher_dtype: of the teacher's weights, `float32` or `bfloat16`.
         checkpoint: recompute the activations of student and teacher in the backward pass.
@@ -67,6 +70,7 @@ class DistillModule(L.LightningModule):
         accumulate: int = 1,
         critic_updates: int = 1,
         seed: int = 0,
+        schedule: dict[str, Any] | None = None,
         student_init: str = "teacher",
         teacher_dtype: str = "float32",
         checkpoint: bool = False,
@@ -83,7 +87,8 @@ class DistillModule(L.LightningModule):
             raise ConfigError(f"model.student_init={student_init} is unknown; choose teacher or random")
         if teacher_dtype not in DTYPES:
             raise ConfigError(f"model.teacher_dtype={teacher_dtype} is unknown; choose one of {', '.join(DTYPES)}")
-        self.backbone = backbones.load(teacher)
+        self.backbone = backbones.load(teacher, schedule=schedule)
+        self.backbone.process()  # refuses a schedule that cannot be trained
         self.teacher_name, self.teacher_dtype = teacher, DTYPES[teacher_dtype]
         self.strategies: Any = nn.ModuleList(strategies)
         self.inputs = inputs
@@ -301,6 +306,7 @@ class DistillModule(L.LightningModule):
             "teacher": self.teacher_name,
             "strategies": [name for name, _ in self._named()],
             "levels": self.inputs.few_levels,
+            "schedule": self.backbone.schedule,
             "steps": self.global_step,
             "size": self.latent_size,
             "data": getattr(self.trainer.datamodule, "description", ""),  # type: ignore[attr-defined]

@@ -73,6 +73,33 @@ def test_prediction_type_is_the_checkpoints(prediction: str, kind: str, tmp_path
     assert backbones.load(str(random_sd(tmp_path / "sd", prediction=prediction))).process().prediction == kind
 
 
+@pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
+def test_students_schedule_may_end_at_pure_noise(prediction: str, sd_folder: Path) -> None:
+    """The exported pipeline's one step is x0 where alpha is 0, so nothing of its noise is left in it."""
+    changes = {"rescale_betas_zero_snr": True, "prediction_type": prediction}
+    backbone = backbones.load(str(sd_folder), schedule=changes)
+    alpha, _ = backbone.process().alpha_sigma(torch.ones(1))
+    assert alpha.item() < 1e-3 < backbones.load(str(sd_folder)).process().alpha_sigma(torch.ones(1))[0].item()
+    denoiser = backbone.denoiser()
+    pipeline = backbone.student_pipeline(denoiser)
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline.scheduler.config.rescale_betas_zero_snr and pipeline.scheduler.config.prediction_type == prediction
+    noise = torch.randn(1, *backbone.latent_shape(), generator=torch.Generator().manual_seed(0))
+    ours = pipeline("a red ring", latents=noise, output_type="latent", **backbone.student_call([1.0])).images
+    with torch.no_grad():
+        x0 = denoiser(noise, torch.ones(1), backbone.text_encoder()(["a red ring"]))
+    torch.testing.assert_close(ours, x0, atol=1e-3, rtol=1e-3)
+
+
+def test_schedules_that_cannot_be_are_refused(sd_folder: Path, sd3_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="zero terminal SNR cannot be trained with prediction_type=epsilon"):
+        backbones.load(str(sd_folder), schedule={"rescale_betas_zero_snr": True}).process()
+    with pytest.raises(ConfigError, match="names beta_end; the noise schedule of .* knows prediction_type, rescale"):
+        backbones.load(str(sd_folder), schedule={"beta_end": 0.1})
+    with pytest.raises(ConfigError, match="cannot be changed"):
+        backbones.load(str(sd3_folder), schedule={"rescale_betas_zero_snr": True})
+
+
 def test_pipeline_of_another_family_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     with pytest.raises(ConfigError, match="is a FluxPipeline; a teacher must be one of"):

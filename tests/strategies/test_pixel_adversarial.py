@@ -110,6 +110,24 @@ def test_picture_condition_from_noise_on_request(vit_folder: Path) -> None:
     torch.testing.assert_close(condition.square().mean(1), torch.ones(B))
 
 
+def test_text_condition_of_another_tower(vit_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Tower(torch.nn.Module):
+        width = 5
+
+        def __init__(self, name: str):
+            super().__init__()
+            assert name == "ViT-g-14:somewhere"
+
+        def forward(self, prompts: list[str]) -> Tensor:
+            return torch.arange(1.0, 6.0).expand(len(prompts), 5)
+
+    monkeypatch.setattr("distill.strategies.pixel_adversarial.ClipText", Tower)
+    game = Game(vit_folder, text="ViT-g-14:somewhere")
+    expected = torch.arange(1.0, 6.0) / torch.arange(1.0, 6.0).square().mean().sqrt()
+    torch.testing.assert_close(game.strategy._condition(game.sample, game.batch), expected.expand(B, 5))
+    assert game.strategy.critic.heads[0].project.in_features == 5
+
+
 def test_latents_stand_for_real_pictures_once_decoded(vit_folder: Path) -> None:
     game = Game(vit_folder)
     game.batch = Batch(game.answer.detach(), game.batch.cond, game.batch.prompts, game.batch.draws, None, game.decode)
