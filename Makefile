@@ -25,10 +25,11 @@ lint: .venv/installed  ## ruff and mypy
 
 ASSETS := build/assets
 DISTILL := $(BIN)/distill
-assets: .venv/installed  ## rebuild the shipped tiny pipelines and the shapes judge (hours on a laptop CPU)
+assets: .venv/installed  ## rebuild the shipped tiny pipelines, the shapes judge and the vision network (hours on a laptop CPU)
 	$(DISTILL) fit --config recipes/assets/judge.yaml
 	$(DISTILL) fit --config recipes/assets/autoencoder.yaml
 	$(DISTILL) fit --config recipes/assets/text_encoders.yaml
+	$(DISTILL) fit --config recipes/assets/tiny_vit.yaml
 	for name in tiny-sd3 tiny-sd; do \
 	  $(BIN)/python -m distill.tiny.assemble $$name $(ASSETS) $(ASSETS)/untrained/$$name || exit 1; done
 	$(DISTILL) fit --config recipes/assets/tiny_sd3.yaml
@@ -36,6 +37,7 @@ assets: .venv/installed  ## rebuild the shipped tiny pipelines and the shapes ju
 	$(DISTILL) fit --config recipes/assets/tiny_sd3_stage2.yaml
 	$(DISTILL) fit --config recipes/assets/tiny_sd.yaml
 	cp $(ASSETS)/shapes_judge.safetensors distill/assets/
+	rm -rf distill/assets/tiny-vit && cp -r $(ASSETS)/tiny-vit distill/assets/
 	for name in tiny-sd3 tiny-sd; do \
 	  $(DISTILL) export --checkpoint $(ASSETS)/$$name/checkpoints/last.ckpt --half true --output distill/assets/$$name \
 	    || exit 1; done

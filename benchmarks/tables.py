@@ -14,18 +14,19 @@ ROOT = Path(__file__).parents[1]
 def main() -> None:
     """Every result there is, in its own section."""
     parts = ["# Results\n\nMade by `python benchmarks/tables.py` from the files in `benchmarks/results`.\n"]
-    for name, section in (("ladd_tiny", ladd), ("ladd_demo", ladd), ("step_time", step_time)):
+    sections = {"ladd_tiny": students, "ladd_demo": students, "add_tiny": students, "step_time": step_time}
+    for name, section in sections.items():
         file = ROOT / "benchmarks" / "results" / f"{name}.json"
         if file.is_file():
             parts.append(section(read_json(file)))
     (ROOT / "docs" / "results.md").write_text("\n".join(parts))
 
 
-def ladd(result: dict[str, Any]) -> str:
-    """The LADD students beside their teacher, 1, 2 and 4 steps, a row for each seed."""
+def students(result: dict[str, Any]) -> str:
+    """The students of a recipe beside their teacher, 1, 2 and 4 steps, a row for each seed."""
     rows = result["values"]["rows"]
     lines = [
-        f"## LADD on tiny-sd3, recipe {result['values']['recipe']}\n",
+        f"## Recipe {result['values']['recipe']}, teacher {result['values']['teacher']}\n",
         origin(result),
         "| | fid_shapes | alignment | images |",
         "|---|---|---|---|",

@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 
 def test_summary_of_ladd() -> None:
-    import ladd_tiny
+    import students
 
     rows = {
         "teacher_50": {"fid_shapes": 100.0, "alignment": 0.94},
@@ -25,7 +25,7 @@ def test_summary_of_ladd() -> None:
         for steps in (1, 2, 4)
         for seed in (0, 1)
     }
-    summary = ladd_tiny.summary(rows, [0, 1])
+    summary = students.summary(rows, [0, 1])
     assert summary["teacher_1_over_teacher_50"] == 8.0
     assert summary["student_1"]["fid_over_teacher_50"] == {"mean": 1.1, "min": 1.0, "max": 1.2}
     assert summary["student_1"]["fid_over_teacher_1"]["max"] == 0.15
@@ -38,3 +38,56 @@ def test_plain_loop_is_the_same_mathematics(sd3_folder: Path) -> None:
 
     options = argparse.Namespace(teacher=str(sd3_folder), batch_size=8, rounds=1, steps=1)
     assert max(step_time.check(options).values()) <= 1e-5
+
+
+def test_every_row_of_the_ablations_is_a_recipe_that_can_be_built() -> None:
+    import ablation
+    from jsonargparse import ArgumentParser
+    from lightning import LightningModule
+    from omegaconf import OmegaConf
+
+    import distill.training.module
+
+    assert distill.training.module
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(LightningModule, "model")
+    built = {}
+    for name, table in ablation.TABLES.items():
+        for row, change in table.rows.items():
+            config = OmegaConf.load(ROOT / "recipes" / f"{table.recipe}.yaml")
+            change(config)
+            model = OmegaConf.to_container(config, resolve=True)["model"]
+            built[name, row] = parser.instantiate_classes(parser.parse_object({"model": model})).model
+    rows = {row: module for (name, row), module in built.items() if name == "add_ablation"}
+    terms = {row: [type(strategy).__name__ for strategy in module.strategies] for row, module in rows.items()}
+    assert terms["adversarial alone"] == ["PixelAdversarial"] and terms["distillation alone"] == ["ScoreDistillation"]
+    assert rows["random initialisation"].student_init == "random"
+    assert (rows["no condition"].strategies[0].text, rows["no condition"].strategies[0].image_name) == (False, None)
+    assert rows["4 teacher steps"].strategies[1].teacher_steps == 4
+
+
+def test_interval_is_students() -> None:
+    import ablation
+
+    found = ablation.interval([1.0, 2.0, 3.0])
+    assert found == {"mean": 2.0, "half_width": pytest.approx(4.303 / 3**0.5, abs=1e-3), "seeds": 3}
+    assert ablation.interval([1.0])["half_width"] is None
+
+
+def test_plain_sum_of_adds_terms_moves_the_student_as_ours(tmp_path: Path) -> None:
+    """What `add_step.py` compares the memory with is the same step."""
+    import add_step
+    import torch
+
+    options = argparse.Namespace(
+        teacher="tiny-sd", vision="tiny-vit", size=32, batch_size=4, precision="32-true", steps=1, checkpoint=False
+    )
+    weights = []
+    make = add_step.make
+    for name in ("add", "add_summed"):
+        kept = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(add_step, "make", lambda o, n, kept=kept: kept.append(make(o, n)) or kept[0])
+            add_step.one(options, name)
+        weights.append(torch.cat([p.detach().flatten() for p in kept[0].student.parameters()]))
+    torch.testing.assert_close(weights[0], weights[1], atol=2e-5, rtol=0)

@@ -48,3 +48,31 @@ def test_add_runs_two_steps(
     moved = [name for name, tensor in student.denoiser.state_dict().items() if not torch.equal(tensor, start[name])]
     assert len(moved) == len(start), "some weights of the student never moved"
     assert (tmp_path / "samples" / "step-000002.png").is_file()
+
+
+def test_tiny_add_runs_two_steps_as_it_is(tmp_path: Path) -> None:
+    """On the shipped pipeline and vision network; its pictures are drawn and encoded on the fly."""
+    main(fit_arguments("tiny_add.yaml", Path("tiny-sd"), None, tmp_path, data__workers=None, model__teacher_dtype=None))
+    scalars = logged(tmp_path)
+    for name in ("student/PixelAdversarial", "student/ScoreDistillation", "critic/PixelAdversarial/r1"):
+        assert len(scalars[name]) == 2 and all(0 < abs(value) < 1e4 for value in scalars[name]), name
+
+
+def test_student_of_a_schedule_that_ends_at_pure_noise_is_exported_as_trained(sd_folder: Path, tmp_path: Path) -> None:
+    """The checkpoint remembers the schedule; the exported scheduler has it, and samples as the student does."""
+    from distill.inference import open_painter, open_student_painter
+
+    schedule = '{"rescale_betas_zero_snr": true, "prediction_type": "v_prediction"}'
+    options = {"model__schedule": schedule, "data__workers": None, "model__teacher_dtype": None}
+    main(fit_arguments("tiny_add.yaml", sd_folder, None, tmp_path / "run", **options))
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    main(["export", "--checkpoint", str(last), "--output", str(tmp_path / "student")])
+    exported = open_painter(str(tmp_path / "student"), 4, device="cpu")
+    config = exported.pipeline.scheduler.config
+    assert (config.rescale_betas_zero_snr, config.prediction_type) == (True, "v_prediction")
+    prompts = ["a red ring", "a blue square"]
+    torch.testing.assert_close(exported(prompts), open_student_painter(str(last), 4, device="cpu")(prompts))
+    options["model__schedule"] = '{"rescale_betas_zero_snr": true}'
+    with pytest.raises(SystemExit) as ended:
+        main(fit_arguments("tiny_add.yaml", sd_folder, None, tmp_path / "refused", **options))
+    assert ended.value.code == 2 and not (tmp_path / "refused").exists()

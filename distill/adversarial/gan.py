@@ -69,7 +69,7 @@ class R1:
     """Which gradient penalty on real data a critic pays.
 
     Args:
-        weight: gamma.
+        weight: gamma; 0 pays nothing.
         every: the penalty is computed at every n-th step and weighted n times (lazy R1, arXiv 1912.04958 section 4).
 
     Raises:
@@ -83,7 +83,7 @@ class R1:
 
     def due(self, step: int) -> bool:
         """Whether `step` pays."""
-        return step % self.every == 0
+        return self.weight > 0 and step % self.every == 0
 
 
 class ExactR1(R1):

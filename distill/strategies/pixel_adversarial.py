@@ -53,7 +53,7 @@ class PixelAdversarial(Strategy):
             3.2: DINOv2 ViT-L); None for none.
         image_from_noise: whether they see it too where the student began at pure noise, so never saw the picture.
         loss: the game; hinge if not given.
-        r1: gradient penalty at the heads' inputs on real pictures; gamma = 1e-5 if not given.
+        r1: gradient penalty at the heads' inputs on real pictures; gamma = 1e-5 if not given, none at a weight of 0.
         blocks: of the vision network, see `VisionTransformer`.
         size: side of the picture it sees; its own if not given.
         augmented: change colour and place of real and fake alike before they are judged.
@@ -71,7 +71,7 @@ class PixelAdversarial(Strategy):
         image: str | None = "vit_large_patch14_dinov2",
         image_from_noise: bool = False,
         loss: GanLoss | None = None,
-        r1: R1 | None = ExactR1(1e-5),
+        r1: R1 | None = None,
         blocks: list[int] | None = None,
         size: int | None = None,
         augmented: bool = True,
@@ -79,11 +79,10 @@ class PixelAdversarial(Strategy):
         norm: str = "local_batch",
     ):
         super().__init__(weight)
-        if r1 is not None and not isinstance(r1, ExactR1):
-            given = type(r1).__name__
-            raise ConfigError(f"PixelAdversarial pays R1 at the heads' inputs: give ExactR1 or null, not {given}")
+        if not isinstance(r1, ExactR1 | None):
+            raise ConfigError(f"PixelAdversarial pays R1 at the heads' inputs: give ExactR1, not {type(r1).__name__}")
         self.vision_name, self.image_name, self.text, self.image_from_noise = vision, image, text, image_from_noise
-        self.loss, self.r1, self.blocks, self.size = loss or Hinge(), r1, blocks, size
+        self.loss, self.r1, self.blocks, self.size = loss or Hinge(), r1 or ExactR1(1e-5), blocks, size
         self.augmented, self.hidden, self.norm = augmented, hidden, norm
 
     def configure(self, backbone: Backbone, teacher: Frozen) -> None:
@@ -115,15 +114,14 @@ class PixelAdversarial(Strategy):
             pictures = [self._changed(real_or_fake, batch, "critic") for real_or_fake in (batch.pixels, sample.pixels)]
             features = [feature.chunk(2) for feature in self.vision.network.tokens(torch.cat(pictures))]
             condition = self._condition(sample, batch)
-        pays = self.r1 is not None and self.r1.due(step)
+        pays = self.r1.due(step)
         real_features = [real.detach().requires_grad_(pays) for real, _ in features]
         with parametrize.cached():  # one set of spectrally normalised weights for all that is compared
             real = self.critic(real_features, condition)
             fake = self.critic([fake for _, fake in features], condition)
             terms = {"game": self.loss.critic(real, fake)}
             if pays:
-                r1 = self.r1
-                terms["r1"] = r1.weight * r1.every * gradient_penalty(real, real_features)  # type: ignore[union-attr]
+                terms["r1"] = self.r1.weight * self.r1.every * gradient_penalty(real, real_features)
         self.report = {"real": _mean(real), "fake": _mean(fake)}
         return terms
 

@@ -7,13 +7,20 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import l1_loss, normalize
+from torch.nn.functional import mse_loss, normalize
 
 from distill.diffusion.denoiser import attention
 from distill.files import written_whole
 
 ARCHITECTURE = "vit_small_patch14_dinov2"
-SIZES = {"img_size": 32, "patch_size": 4, "embed_dim": 96, "depth": 6, "num_heads": 3, "init_values": 0.1}
+SIZES: dict[str, Any] = {
+    "img_size": 32,
+    "patch_size": 4,
+    "embed_dim": 96,
+    "depth": 6,
+    "num_heads": 3,
+    "init_values": 1.0,
+}
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)  # of the pictures in [0, 1] it sees
 
 
@@ -34,7 +41,7 @@ class VisionTraining(L.LightningModule):
     """
 
     def __init__(
-        self, output: str, lr: float = 1e-3, hidden: float = 0.6, contrast: float = 0.1, temperature: float = 0.2
+        self, output: str, lr: float = 2e-3, hidden: float = 0.6, contrast: float = 0.1, temperature: float = 0.2
     ):
         import timm
         from open_clip.loss import ClipLoss
@@ -42,10 +49,11 @@ class VisionTraining(L.LightningModule):
         super().__init__()
         self.output, self.lr, self.hidden, self.contrast = output, lr, hidden, contrast
         self.network: Any = timm.create_model(ARCHITECTURE, num_classes=0, dynamic_img_size=True, **SIZES)
-        width, self.patch = SIZES["embed_dim"], int(SIZES["patch_size"])
-        self.mask_token = nn.Parameter(torch.zeros(width))
-        self.pixels = nn.Linear(int(width), 3 * self.patch**2)
-        self.project = nn.Sequential(nn.Linear(int(width), 256), nn.GELU(), nn.Linear(256, 64))
+        with torch.no_grad():
+            self.network.pos_embed[0, 1:] = _places(SIDE // PATCH, WIDTH)
+        self.mask_token = nn.Parameter(torch.zeros(WIDTH))
+        self.pixels = nn.Linear(WIDTH, 3 * PATCH**2)
+        self.project = nn.Sequential(nn.Linear(WIDTH, 256), nn.GELU(), nn.Linear(256, 64))
         self.scale = 1 / temperature
         self.same_picture: Any = ClipLoss()
 
@@ -53,11 +61,11 @@ class VisionTraining(L.LightningModule):
         views = [_cropped(batch["pixels"] / 2 + 0.5) for _ in range(2)]
         pictures = torch.cat(views)
         share = self.hidden * torch.rand(len(pictures), 1, device=pictures.device)
-        patches = _patches(pictures, self.patch)
+        patches = _patches(pictures, PATCH)
         hidden = torch.rand(patches.shape[:2], device=pictures.device) < share
         tokens = self._tokens(pictures, hidden)
         drawn = self.pixels(tokens[:, self.network.num_prefix_tokens :])
-        pixels = l1_loss(drawn[hidden], patches[hidden])
+        pixels = mse_loss(drawn[hidden], patches[hidden])
         first, second = normalize(self.project(tokens[:, 0]), dim=1).chunk(2)
         contrast = self.same_picture(first, second, self.scale)
         self.log_dict({"pixels": pixels, "contrast": contrast}, prog_bar=True)
@@ -80,6 +88,17 @@ class VisionTraining(L.LightningModule):
     def on_fit_end(self) -> None:
         if self.trainer.is_global_zero:
             save_vision(self.network, self.output)
+
+
+def _places(side: int, width: int) -> Tensor:
+    """Sines and cosines of row and column for a square grid, `[side^2, width]`: where position embeddings begin.
+
+    Begun near 0, as timm does, they are drowned by the patches' own embeddings and little but the background is learnt.
+    """
+    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    waves = 2 ** torch.linspace(0, 3, width // 4) * torch.pi / side
+    phases = [place.flatten()[:, None] * waves for place in (rows, columns)]
+    return torch.cat([wave(phase) for phase in phases for wave in (torch.sin, torch.cos)], dim=1)
 
 
 def save_vision(network: Any, folder: str) -> None:

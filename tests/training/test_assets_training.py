@@ -18,6 +18,7 @@ SHRUNK = ["--trainer.max_steps", "2", "--data.batch_size", "8", "--trainer.accel
     [
         ("judge", "shapes_judge.safetensors", []),
         ("autoencoder", "vae/config.json", ["--model.measured", "128"]),
+        ("tiny_vit", "tiny-vit/model.safetensors", []),
         ("text_encoders", "text/text_encoder_2/model.safetensors", []),
     ],
 )

@@ -1,7 +1,7 @@
-"""LADD on the tiny SD3 pipeline: students of `recipes/tiny_ladd_long.yaml` and of the demo against their teacher.
+"""The students of a recipe against their teacher, on shapes: 1, 2 and 4 steps beside 50, 4 and 1 of the teacher.
 
 Trains what is missing (one run per seed), measures what is missing, keeps finished rows, and writes
-benchmarks/results/ladd_tiny.json. Killed and started again, it goes on where it stopped.
+benchmarks/results/NAME.json. Killed and started again, it goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from statistics import mean
 from typing import Any
 
 import results
+from omegaconf import OmegaConf
 
 from distill.cli import quiet
 from distill.evaluation.evaluate import evaluate_on_shapes
 from distill.files import read_json, save_json
-from distill.inference import Painter, open_painter, open_student_painter
+from distill.inference import open_painter, open_student_painter
 
 TEACHER_ROWS = {  # name -> (steps, guidance); the 1-step teacher at its better guidance is found among them
     "teacher_50": (50, None),
@@ -34,10 +35,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--samples", type=int, default=10000)
-    parser.add_argument("--recipe", default="tiny_ladd_long")
+    parser.add_argument("--recipe", required=True, help="name of a file in recipes/")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--name", default="ladd_tiny")
+    parser.add_argument("--name", required=True, help="of the result; ladd_tiny for --recipe tiny_ladd_long")
     arguments = parser.parse_args()
+    teacher = OmegaConf.load(results.ROOT / "recipes" / f"{arguments.recipe}.yaml").model.init_args.teacher
     rows_file = arguments.runs / f"{arguments.name}.rows.json"
     rows: dict[str, Any] = read_json(rows_file) if rows_file.is_file() else {}
 
@@ -52,10 +54,10 @@ def main() -> None:
         for steps in (1, 2, 4):
             keep(f"student_{steps}_seed_{seed}", lambda c=checkpoint, n=steps: open_student_painter(str(c), n))
     for name, (steps, guidance) in TEACHER_ROWS.items():
-        keep(name, lambda n=steps, g=guidance: teacher(n, g))
+        keep(name, lambda n=steps, g=guidance: open_painter(teacher, n, g))
     results.save(
         arguments.name,
-        {"recipe": arguments.recipe, "rows": rows, "summary": summary(rows, arguments.seeds)},
+        {"recipe": arguments.recipe, "teacher": teacher, "rows": rows, "summary": summary(rows, arguments.seeds)},
         arguments.seeds,
     )
 
@@ -70,11 +72,6 @@ def train(recipe: str, seed: int, runs: Path) -> Path:
         subprocess.run(command, check=True)
         done.touch()
     return folder / "checkpoints" / "last.ckpt"
-
-
-def teacher(steps: int, guidance: float | None) -> Painter:
-    """The shipped teacher at a number of steps."""
-    return open_painter("tiny-sd3", steps, guidance)
 
 
 def summary(rows: dict[str, Any], seeds: list[int]) -> dict[str, Any]:

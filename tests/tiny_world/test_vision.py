@@ -1,0 +1,67 @@
+"""The shipped vision network sees what is in a drawn picture, though it was never told."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from distill.adversarial.vision import TINY, VisionTransformer
+from distill.data import shapes
+from distill.data.shapes_data import ShapesDataset
+from distill.tiny.vision import VisionTraining, _cropped, _patches
+
+
+def _probe(network: VisionTransformer, column: int, count: int = 1500) -> float:
+    """Share of 500 fresh pictures whose attribute a linear readout of the class token gets right (ridge regression)."""
+    batch = ShapesDataset(count + 500, seed=5).__getitems__(list(range(count + 500)))
+    with torch.no_grad():
+        seen = torch.cat([network(part) for part in batch["pixels"].split(250)]).double()
+    seen = torch.cat([(seen - seen.mean(0)) / seen.std(0), torch.ones(len(seen), 1)], 1)
+    truth = batch["attributes"][:, column]
+    targets = torch.nn.functional.one_hot(truth, int(truth.max()) + 1).double()
+    left, right = seen[:count], targets[:count]
+    readout = torch.linalg.solve(left.T @ left + torch.eye(left.shape[1]), left.T @ right)
+    return float(((seen[count:] @ readout).argmax(1) == truth[count:]).float().mean())
+
+
+@pytest.mark.parametrize(("attribute", "asked"), [("layout", 0.9), ("background", 0.9), ("colour_1", 0.6)])
+def test_class_token_tells_what_is_there(attribute: str, asked: float) -> None:
+    column = list(shapes.ATTRIBUTES).index(attribute)
+    assert _probe(VisionTransformer(TINY), column) >= asked
+
+
+def test_network_is_dinov2s_architecture() -> None:
+    network = VisionTransformer(TINY)
+    assert network.network.pretrained_cfg["architecture"] == "vit_small_patch14_dinov2"
+    assert (network.size, network.width, network.taps) == (32, 96, 5)
+
+
+def test_hidden_patches_are_hidden() -> None:
+    """What a hidden patch held changes nothing that comes out."""
+    training = VisionTraining("unused").eval()
+    pictures = torch.rand(2, 3, 32, 32)
+    hidden = torch.zeros(2, 64, dtype=torch.bool)
+    hidden[:, 9] = True
+    changed = pictures.clone()
+    changed[:, :, 4:8, 4:8] = 0.0  # the tenth patch: second row, second column
+    with torch.no_grad():
+        a, b = training._tokens(pictures, hidden), training._tokens(changed, hidden)
+        c = training._tokens(changed, torch.zeros_like(hidden))
+    assert torch.equal(a, b) and not torch.allclose(a, c)
+
+
+def test_patches_are_in_the_order_of_the_tokens() -> None:
+    pictures = torch.rand(2, 3, 32, 32)
+    patches = _patches(pictures, 4)
+    assert patches.shape == (2, 64, 48)
+    torch.testing.assert_close(patches[:, 9].view(2, 3, 4, 4), pictures[:, :, 4:8, 4:8])
+
+
+def test_crops_keep_colour_and_size() -> None:
+    flat = torch.tensor([0.9, 0.1, 0.5])[None, :, None, None].expand(4, 3, 32, 32)
+    torch.testing.assert_close(_cropped(flat), flat)
+    torch.manual_seed(0)
+    ramp: Tensor = torch.linspace(0, 1, 32).expand(4, 3, 32, 32)
+    spans = _cropped(ramp).amax((1, 2, 3)) - _cropped(ramp).amin((1, 2, 3))
+    assert spans.max() <= 1 and spans.min() >= 0.5
