@@ -13,14 +13,10 @@ from distill.diffusion.denoiser import attention
 from distill.files import written_whole
 
 ARCHITECTURE = "vit_small_patch14_dinov2"
+SIDE, PATCH, WIDTH = 32, 4, 96
 SIZES: dict[str, Any] = {
-    "img_size": 32,
-    "patch_size": 4,
-    "embed_dim": 96,
-    "depth": 6,
-    "num_heads": 3,
-    "init_values": 1.0,
-}
+    "img_size": SIDE, "patch_size": PATCH, "embed_dim": WIDTH, "depth": 6, "num_heads": 3, "init_values": 1.0
+}  # fmt: skip
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)  # of the pictures in [0, 1] it sees
 
 
