@@ -44,9 +44,10 @@ class VisionTraining(L.LightningModule):
 
         super().__init__()
         self.output, self.lr, self.hidden, self.contrast = output, lr, hidden, contrast
-        self.network: Any = timm.create_model(ARCHITECTURE, num_classes=0, dynamic_img_size=True, **SIZES)
+        network: Any = timm.create_model(ARCHITECTURE, num_classes=0, dynamic_img_size=True, **SIZES)
         with torch.no_grad():
-            self.network.pos_embed[0, 1:] = _places(SIDE // PATCH, WIDTH)
+            network.pos_embed[0, 1:] = _places(SIDE // PATCH, WIDTH)
+        self.network = network
         self.mask_token = nn.Parameter(torch.zeros(WIDTH))
         self.pixels = nn.Linear(WIDTH, 3 * PATCH**2)
         self.project = nn.Sequential(nn.Linear(WIDTH, 256), nn.GELU(), nn.Linear(256, 64))
