@@ -19,17 +19,19 @@ from tests.runs import checkpoint, environment, fit_arguments
 
 STOCK = """
 import json, sys, torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import DiffusionPipeline
 folder, steps, out = sys.argv[1:]
-pipe = StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)
+pipe = DiffusionPipeline.from_pretrained(folder, **ABSENT)
 call = json.load(open(folder + "/distill.json"))["calls"][steps]
 torch.manual_seed(5)
 generators = [torch.Generator().manual_seed(5 + i) for i in range(2)]
 images = pipe(["a red ring", "a blue square"], generator=generators, output_type="pt", **call).images
 torch.save(images, out)
 assert "distill" not in sys.modules
-print([round(float(s), 4) for s in pipe.scheduler.sigmas])
+print([round(float(s), 4) for s in pipe.scheduler.LEVELS])
 """
+SD3 = STOCK.replace("ABSENT", '{"text_encoder_3": None, "tokenizer_3": None}').replace("LEVELS", "sigmas")
+SD = STOCK.replace("ABSENT", '{"safety_checker": None}').replace("LEVELS", "timesteps")
 
 
 @pytest.fixture(scope="module")
@@ -40,19 +42,41 @@ def run(sd3_folder: Path, sd3_latents: Path, tmp_path_factory: pytest.TempPathFa
     return folder
 
 
-@pytest.mark.parametrize(("steps", "sigmas"), [(1, [1.0, 0.0]), (4, [1.0, 0.75, 0.5, 0.25, 0.0])])
-def test_stock_diffusers_paints_what_sample_paints(run: Path, steps: int, sigmas: list[float], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def add_run(sd_folder: Path, pictures: Path, vit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("add_run")
+    critic = {"class_path": "PixelAdversarial", "init_args": {"vision": str(vit_folder), "image": None}}
+    terms = {"model__strategies": json.dumps([critic, {"class_path": "ScoreDistillation"}])}
+    sizes = {"data__source": pictures, "data__height": 32, "data__width": 32}
+    main(fit_arguments("add_sd21.yaml", sd_folder, None, folder, trainer__max_steps=3, **terms, **sizes))
+    main(["export", "--checkpoint", str(folder / "checkpoints" / "last.ckpt"), "--output", str(folder / "student")])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("method", "script", "steps", "levels"),
+    [
+        ("run", SD3, 1, [1.0, 0.0]),
+        ("run", SD3, 4, [1.0, 0.75, 0.5, 0.25, 0.0]),
+        ("add_run", SD, 1, [999]),
+        ("add_run", SD, 4, [999, 749, 499, 249]),
+    ],
+)
+def test_stock_diffusers_paints_what_sample_paints(
+    method: str, script: str, steps: int, levels: list[float], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     from distill.inference import open_painter
 
-    script, answer = tmp_path / "stock.py", tmp_path / "images.pt"
-    script.write_text(STOCK)
+    student = str(request.getfixturevalue(method) / "student")
+    file, answer = tmp_path / "stock.py", tmp_path / "images.pt"
+    file.write_text(script)
     stock = subprocess.run(
-        [sys.executable, str(script), str(run / "student"), str(steps), str(answer)],
+        [sys.executable, str(file), student, str(steps), str(answer)],
         capture_output=True, text=True, env=environment(), check=False,
     )  # fmt: skip
     assert stock.returncode == 0, stock.stderr[-2000:]
-    assert json.loads(stock.stdout.splitlines()[-1]) == sigmas, "the sampler visits exactly the trained levels"
-    ours = open_painter(str(run / "student"), steps, device="cpu")(["a red ring", "a blue square"], seed=5)
+    assert json.loads(stock.stdout.splitlines()[-1]) == levels, "the sampler visits exactly the trained levels"
+    ours = open_painter(student, steps, device="cpu")(["a red ring", "a blue square"], seed=5)
     assert (torch.load(answer) - ours).abs().max() <= 1e-3
 
 

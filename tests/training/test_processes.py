@@ -99,11 +99,11 @@ def test_recipe_as_it_is_under_fsdp2(sd3_folder: Path, sd3_latents: Path, tmp_pa
     assert logged(tmp_path)["step"] == [2], "the second run began anew"
 
 
-def test_killed_run_continues_bit_for_bit(sd3_folder: Path, sd3_latents: Path, tmp_path: Path) -> None:
+def test_killed_run_continues_bit_for_bit(method: Method, tmp_path: Path) -> None:
     options = {"trainer__max_steps": 20, "checkpoint__every_n_train_steps": 3}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert distill(fit_arguments("ladd_sd3.yaml", sd3_folder, sd3_latents, whole, **options)).returncode == 0
-    arguments = [*fit_arguments("ladd_sd3.yaml", sd3_folder, sd3_latents, killed, **options), "--ckpt_path", "last"]
+    assert distill(method.arguments(whole, **options)).returncode == 0
+    arguments = [*method.arguments(killed, **options), "--ckpt_path", "last"]
     process = subprocess.Popen(
         command(arguments), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
