@@ -131,13 +131,14 @@ def arguments() -> argparse.Namespace:
 
 
 def recipe(options: argparse.Namespace) -> DistillModule:
-    """The tiny recipe's module, no weights read."""
+    """The tiny recipe's module without R1 and schedules, which the loops do not have; no weights read."""
     parser = ArgumentParser()
     parser.add_subclass_arguments(L.LightningModule, "model")
     model: Any = OmegaConf.to_container(OmegaConf.load(RECIPE), resolve=True)["model"]  # type: ignore[call-overload, index]
     model["init_args"]["teacher"] = options.teacher
     for player in ("student", "critic"):
-        del model["init_args"][f"{player}_schedule"]  # the loops keep their rates
+        del model["init_args"][f"{player}_schedule"]
+    del model["init_args"]["strategies"][0]["init_args"]["r1"]
     return parser.instantiate_classes(parser.parse_object({"model": model})).model
 
 

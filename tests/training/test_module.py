@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from distill.data.latents import LatentsData
+from distill.data.shapes_data import ShapesData
 from distill.diffusion.levels import Discrete
 from distill.errors import ConfigError
-from distill.strategies import LatentAdversarial, NoisedData, Strategy
+from distill.strategies import LatentAdversarial, NoisedData, PixelAdversarial, ScoreDistillation, Strategy
 from distill.training.module import DistillModule
 from tests.runs import ROOT
 
@@ -180,6 +181,29 @@ def test_student_is_asked_once_per_batch(sd3_folder: Path, sd3_latents: Path) ->
 
     fit(module(sd3_folder, [LatentAdversarial()]), sd3_latents, 2, [Count()])
     assert calls == ["student", "teacher", "teacher"] * 2
+
+
+def test_both_terms_of_add_share_one_pass_of_the_decoder_there_and_back(sd_folder: Path, vit_folder: Path) -> None:
+    """Per step: once forward with a graph, once backward; and once without a graph for the teacher's target."""
+    terms: list[Strategy] = [PixelAdversarial(vision=str(vit_folder), image=None), ScoreDistillation()]
+    model = module(sd_folder, terms)
+    passes = {"with a graph": 0, "without": 0, "backward": 0}
+    decode = model.autoencoder.network.decode
+
+    def counted(latents: Tensor) -> Tensor:
+        pictures = decode(latents)
+        passes["with a graph" if pictures.requires_grad else "without"] += 1
+        if pictures.requires_grad:
+            pictures.register_hook(lambda _: passes.update(backward=passes["backward"] + 1))
+        return pictures
+
+    model.autoencoder.network.forward = counted
+    trainer = L.Trainer(
+        max_steps=2, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+    )  # fmt: skip
+    trainer.fit(model, ShapesData(batch_size=4))
+    assert passes == {"with a graph": 2, "without": 2, "backward": 2}
 
 
 def test_terms_are_weighted_and_named(sd3_folder: Path, sd3_latents: Path) -> None:
