@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,10 @@ import torch
 from distill import backbones
 from distill.adversarial import vision
 from distill.cli import main
+from distill.errors import ConfigError
 from distill.export import load_student
+from distill.strategies import Discrete, NoisedData, ScoreDistillation
+from distill.training.module import DistillModule
 from tests.runs import checkpoint, fit_arguments, logged
 
 
@@ -58,6 +62,18 @@ def test_tiny_add_runs_two_steps_as_it_is(tmp_path: Path) -> None:
         assert len(scalars[name]) == 2 and all(0 < abs(value) < 1e4 for value in scalars[name]), name
 
 
+def _assert_next_run_begins_with(last: Path, teacher: Path, schedule: dict) -> None:
+    """`student_init` takes the student of an earlier run, of the same schedule only."""
+    settings = {"strategies": [ScoreDistillation()], "inputs": NoisedData(Discrete([1.0])), "student_init": str(last)}
+    module = DistillModule(str(teacher), schedule=schedule, **settings)
+    module.configure_model()
+    earlier = load_student(last).denoiser.state_dict()
+    for network in (module.student, module.ema):
+        assert all(torch.equal(tensor, earlier[name]) for name, tensor in network.state_dict().items())
+    with pytest.raises(ConfigError, match="was trained with the schedule {'rescale_betas_zero_snr': True"):
+        DistillModule(str(teacher), **settings).configure_model()
+
+
 def test_student_of_a_schedule_that_ends_at_pure_noise_is_exported_as_trained(sd_folder: Path, tmp_path: Path) -> None:
     """The checkpoint remembers the schedule; the exported scheduler has it, and samples as the student does."""
     from distill.inference import open_painter, open_student_painter
@@ -72,6 +88,7 @@ def test_student_of_a_schedule_that_ends_at_pure_noise_is_exported_as_trained(sd
     assert (config.rescale_betas_zero_snr, config.prediction_type) == (True, "v_prediction")
     prompts = ["a red ring", "a blue square"]
     torch.testing.assert_close(exported(prompts), open_student_painter(str(last), 4, device="cpu")(prompts))
+    _assert_next_run_begins_with(last, sd_folder, json.loads(schedule))
     options["model__schedule"] = '{"rescale_betas_zero_snr": true}'
     with pytest.raises(SystemExit) as ended:
         main(fit_arguments("tiny_add.yaml", sd_folder, None, tmp_path / "refused", **options))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -15,6 +16,7 @@ from distill import backbones
 from distill.batch import Batch, Cond, Draws, Sample
 from distill.diffusion.denoiser import Denoiser
 from distill.errors import ConfigError
+from distill.export import load_student
 from distill.frozen import Frozen
 from distill.strategies.base import Strategy
 from distill.strategies.inputs import Inputs
@@ -42,7 +44,8 @@ class DistillModule(L.LightningModule):
         schedule: what the student's noise schedule changes of the teacher's, for a variance-preserving one:
             `rescale_betas_zero_snr: true` ends it at pure noise (arXiv 2305.08891, section 3.1), `prediction_type`
             makes the network answer something else, which it then has to learn from the teacher's weights.
-        student_init: where the student's weights begin: `teacher`, or `random` for comparison.
+        student_init: where the student's weights begin: `teacher`, a checkpoint of an earlier run with the same teacher
+            and schedule, or `random` for comparison.
         teacher_dtype: of the teacher's weights, `float32` or `bfloat16`.
         checkpoint: recompute the activations of student and teacher in the backward pass.
         compiled: compile student and teacher per block.
@@ -83,8 +86,11 @@ class DistillModule(L.LightningModule):
             raise ConfigError("model.strategies is empty; name at least one, such as LatentAdversarial")
         if min(accumulate, critic_updates, patience) < 1:
             raise ConfigError("model.accumulate, model.critic_updates and model.patience must be 1 or more")
-        if student_init not in ("teacher", "random"):
-            raise ConfigError(f"model.student_init={student_init} is unknown; choose teacher or random")
+        if student_init not in ("teacher", "random") and not Path(student_init).exists():
+            raise ConfigError(
+                f"model.student_init={student_init} is neither teacher nor random, and there is no checkpoint of that "
+                "name"
+            )
         if teacher_dtype not in DTYPES:
             raise ConfigError(f"model.teacher_dtype={teacher_dtype} is unknown; choose one of {', '.join(DTYPES)}")
         self.backbone = backbones.load(teacher, schedule=schedule)
@@ -118,8 +124,8 @@ class DistillModule(L.LightningModule):
         self.student = self.backbone.denoiser()
         self.ema = None if self.ema_target is None else self.backbone.denoiser().requires_grad_(False)
         for network in (self.student, self.ema):
-            if network is not None and self.student_init == "random":
-                network.forget(self.seed)
+            if network is not None:
+                self._begin(network)
         teacher = backbones.load(self.teacher_name, self.teacher_dtype)
         self.teacher = Frozen(teacher.denoiser())
         self.text_encoder = Frozen(teacher.text_encoder())
@@ -132,6 +138,19 @@ class DistillModule(L.LightningModule):
         parallel.prepare(self.teacher.network, mesh, self.checkpoint, self.compiled)
         if self.ema is not None:
             parallel.prepare(self.ema.eval(), mesh)
+
+    def _begin(self, network: Denoiser) -> None:
+        """Gives the student the weights it begins with; fresh from the backbone it has the teacher's."""
+        if self.student_init == "random":
+            network.forget(self.seed)
+        elif self.student_init != "teacher":
+            earlier = load_student(self.student_init, self.teacher_name)
+            if (earlier.facts.get("schedule") or {}) != self.backbone.schedule:
+                raise ConfigError(
+                    f"model.student_init={self.student_init} was trained with the schedule "
+                    f"{earlier.facts.get('schedule') or 'of the teacher'}; set model.schedule to the same"
+                )
+            network.load_state_dict(earlier.denoiser.state_dict())
 
     @property
     def autoencoder(self) -> Frozen:
