@@ -88,6 +88,11 @@ class SDBackbone(Backbone):
         scheduler = self._ddim()
         return VariancePreserving(scheduler.alphas_cumprod, scheduler.config.prediction_type)
 
+    def pipeline(self, **components: Any) -> Any:
+        if self.schedule and "scheduler" not in components:  # the folder's own sampler would follow the old schedule
+            components["scheduler"] = self._ddim()
+        return super().pipeline(**components)
+
     def student_scheduler(self) -> Any:
         from diffusers import LCMScheduler
 

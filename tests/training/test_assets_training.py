@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -30,14 +31,16 @@ def test_parts_are_trained_and_written(
     assert (tmp_path / "build" / "assets" / output).stat().st_size > 0
 
 
+@pytest.mark.parametrize("schedule", [{}, {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}])
 def test_teacher_is_pretrained_exported_and_distilled_from(
-    sd_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    schedule: dict, sd_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from distill import backbones
 
     monkeypatch.chdir(tmp_path)
     recipe = str(ROOT / "recipes" / "assets" / "tiny_sd.yaml")
-    main(["fit", "--config", recipe, *SHRUNK, "--model.teacher", str(sd_folder), "--data.count", "64"])
+    options = ["--model.teacher", str(sd_folder), "--data.count", "64", "--model.schedule", json.dumps(schedule)]
+    main(["fit", "--config", recipe, *SHRUNK, *options])
     last = "build/assets/tiny-sd/checkpoints/last.ckpt"
     main(["export", "--checkpoint", last, "--output", "teacher"])
     trained = backbones.load("teacher").denoiser().state_dict()
@@ -45,3 +48,5 @@ def test_teacher_is_pretrained_exported_and_distilled_from(
     assert trained.keys() == before.keys()
     assert any(not torch.equal(trained[name], before[name]) for name in before)
     assert not backbones.load("teacher").calls, "a pretrained network is no few-step student"
+    config = backbones.load("teacher").pipeline().scheduler.config
+    assert {name: config[name] for name in schedule} == schedule, "its sampler follows another schedule"
