@@ -15,6 +15,14 @@ Cond = dict[
 ]  # conditioning tensors, each [B, ...]; every backbone gives "text" [B, L, D] and "pooled" [B, P]
 
 
+def no_autocast(device: torch.device) -> torch.autocast:
+    """For backward passes: autocast is meant for forward ones, and Lightning's spans the whole training step.
+
+    Under it a backward pass casts again what the forward pass had chosen the precision of, and is slower.
+    """
+    return torch.autocast(device.type, enabled=False)
+
+
 @dataclass(frozen=True)
 class Draws:
     """The random numbers of one batch: a function of (seed, batch, purpose, sample) and of nothing else.
@@ -134,7 +142,8 @@ class Sample:
         The loss's graph is freed. Where a loss used both leaves, the norm is over both.
         """
         leaves = {"x0": self.x0} | ({"pixels": self._pixels} if self._pixels is not None else {})
-        gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        with no_autocast(self.x0.device):
+            gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         found = {name: gradient for name, gradient in zip(leaves, gradients, strict=True) if gradient is not None}
         for name, gradient in found.items():
             self._gathered[name] = self._gathered[name] + gradient if name in self._gathered else gradient
@@ -143,7 +152,8 @@ class Sample:
     def backward(self, scale: float = 1.0) -> None:
         """One backward pass through the decoder if it was used, and one through the student."""
         total = self._gathered.get("x0", torch.zeros_like(self.x0))
-        if "pixels" in self._gathered:
-            assert self._decoded is not None
-            total = total + torch.autograd.grad(self._decoded, self.x0, self._gathered["pixels"])[0]
-        self.answer.backward(total * scale)
+        with no_autocast(self.x0.device):
+            if "pixels" in self._gathered:
+                assert self._decoded is not None
+                total = total + torch.autograd.grad(self._decoded, self.x0, self._gathered["pixels"])[0]
+            self.answer.backward(total * scale)

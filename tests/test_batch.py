@@ -188,3 +188,17 @@ def test_common_draw_is_the_same_on_every_process() -> None:
     assert torch.equal(whole.common("crop", 3), second.common("crop", 3))
     assert not torch.equal(whole.common("crop", 3), whole.common("other", 3))
     assert not torch.equal(whole.common("crop", 3), draws(4, batch=1).common("crop", 3))
+
+
+def test_backward_passes_run_without_autocast(scene):
+    """Lightning's autocast spans the training step, and is meant for its forward passes only."""
+    seen = []
+    with torch.autocast("cpu", torch.bfloat16):
+        sample = scene.sample()
+        loss = scene.pixel_loss(sample.pixels)
+        loss.register_hook(lambda _: seen.append(torch.is_autocast_enabled("cpu")))
+        sample.answer.register_hook(lambda _: seen.append(torch.is_autocast_enabled("cpu")))
+        sample.pull(loss)
+        sample.backward()
+        assert torch.is_autocast_enabled("cpu")
+    assert seen == [False, False]

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from distill import backbones
-from distill.batch import Batch, Cond, Draws, Sample
+from distill.batch import Batch, Cond, Draws, Sample, no_autocast
 from distill.diffusion.denoiser import Denoiser
 from distill.errors import ConfigError
 from distill.export import load_student
@@ -235,7 +235,8 @@ class DistillModule(L.LightningModule):
             if strategy.critic is not None:
                 terms = strategy.critic_loss(sample, batch, step)
                 loss = torch.stack(list(terms.values())).sum()
-                (loss / self.accumulate).backward()
+                with no_autocast(loss.device):
+                    (loss / self.accumulate).backward()
                 self._losses.append(loss.detach())
                 self._scalars |= {f"critic/{name}/{term}": value for term, value in terms.items()}
                 self._scalars |= {f"critic/{name}/D({what})": value for what, value in strategy.report.items()}
