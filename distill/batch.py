@@ -46,11 +46,11 @@ class Draws:
 
     def normal(self, purpose: str, *shape: int) -> Tensor:
         """Standard normal, `[B, *shape]` float32."""
-        return self._each(purpose, lambda generator: torch.randn(shape, generator=generator, device=self.device))
+        return self._each(purpose, shape, torch.Tensor.normal_)
 
     def uniform(self, purpose: str, *shape: int) -> Tensor:
         """Uniform in [0, 1), `[B, *shape]` float32."""
-        return self._each(purpose, lambda generator: torch.rand(shape, generator=generator, device=self.device))
+        return self._each(purpose, shape, torch.Tensor.uniform_)
 
     def like(self, purpose: str, x: Tensor) -> Tensor:
         """Standard normal in the shape of `x`, `[B, ...]`."""
@@ -61,9 +61,11 @@ class Draws:
         generator = torch.Generator(self.device).manual_seed(self._key(purpose, "all"))
         return torch.rand(shape, generator=generator, device=self.device)
 
-    def _each(self, purpose: str, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
-        generator, samples = torch.Generator(self.device), range(self.first, self.first + self.size)
-        return torch.stack([draw(generator.manual_seed(self._key(purpose, sample))) for sample in samples])
+    def _each(self, purpose: str, shape: tuple[int, ...], fill: Callable[..., Tensor]) -> Tensor:
+        generator, numbers = torch.Generator(self.device), torch.empty(self.size, *shape, device=self.device)
+        for sample, row in enumerate(numbers.unbind(), self.first):
+            fill(row, generator=generator.manual_seed(self._key(purpose, sample)))
+        return numbers
 
     def _key(self, purpose: str, sample: int | str) -> int:
         key = f"{self.seed}/{self.batch}/{purpose}/{sample}".encode()
