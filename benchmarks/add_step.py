@@ -41,7 +41,7 @@ class SummedModule(DistillModule):
         losses = [strategy.weight * strategy.student_loss(sample, batch, step) for strategy in self.strategies]
         total = torch.stack(losses).sum()
         self._losses.append(total.detach())
-        sample.pull(total)
+        sample.gather(sample.gradient(total))
         sample.backward()
         self._update(0, list(self.student.parameters()))  # type: ignore[union-attr]
 

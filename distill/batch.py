@@ -15,6 +15,9 @@ Cond = dict[
 ]  # conditioning tensors, each [B, ...]; every backbone gives "text" [B, L, D] and "pooled" [B, P]
 
 
+Gradient = dict[str, Tensor]  # at the leaves of a sample, "x0" and "pixels", as far as they were used
+
+
 def no_autocast(device: torch.device) -> torch.autocast:
     """For backward passes: autocast is meant for forward ones, and Lightning's spans the whole training step.
 
@@ -81,6 +84,7 @@ class Batch:
         cond: conditioning tensors.
         prompts: the B captions behind `cond`.
         draws: this batch's random numbers.
+        noise: what the teacher made `x0` from, `[B, C, H, W]`; None where the data are no pairs.
         pictures: what `x0` was encoded from, `[B, 3, 8H, 8W]` in [-1, 1]; None where the data are latents.
         decode: latents to pictures.
         encode: prompts to conditioning tensors.
@@ -90,6 +94,7 @@ class Batch:
     cond: Cond
     prompts: list[str]
     draws: Draws
+    noise: Tensor | None = None
     pictures: Tensor | None = None
     decode: Callable[[Tensor], Tensor] | None = None
     encode: Callable[[list[str]], Cond] | None = None
@@ -112,8 +117,9 @@ class Batch:
 class Sample:
     """The student's one answer to a batch, cut off from its graph twice: at the latent and at the decoded image.
 
-    Strategies see the leaves `x0` and `pixels` only. `pull` differentiates one loss towards them and frees its graph;
-    `backward` sends the gathered gradient through the decoder (once, if pixels were asked for) and the student (once).
+    Strategies see the leaves `x0` and `pixels` only. `gradient` differentiates one loss towards them and frees its
+    graph; `gather` adds it up; `backward` sends the sum through the decoder (once, if pixels were asked for) and the
+    student (once).
 
     Args:
         answer: the student's `x0`, `[B, C, H, W]`, with its graph.
@@ -127,7 +133,7 @@ class Sample:
         self._decode = decode
         self._decoded: Tensor | None = None
         self._pixels: Tensor | None = None
-        self._gathered: dict[str, Tensor] = {}
+        self.gathered: Gradient = {}
 
     @property
     def pixels(self) -> Tensor:
@@ -138,24 +144,40 @@ class Sample:
             self._pixels = self._decoded.detach().requires_grad_()
         return self._pixels
 
-    def pull(self, loss: Tensor) -> Tensor:
-        """Adds the gradient of `loss` at the leaves to what was gathered so far; returns its norm (0-dim).
-
-        The loss's graph is freed. Where a loss used both leaves, the norm is over both.
-        """
+    def gradient(self, loss: Tensor) -> Gradient:
+        """The gradient of `loss` at the leaves it used; the loss's graph is freed."""
         leaves = {"x0": self.x0} | ({"pixels": self._pixels} if self._pixels is not None else {})
         with no_autocast(self.x0.device):
             gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-        found = {name: gradient for name, gradient in zip(leaves, gradients, strict=True) if gradient is not None}
-        for name, gradient in found.items():
-            self._gathered[name] = self._gathered[name] + gradient if name in self._gathered else gradient
-        return torch.stack([gradient.float().square().sum() for gradient in found.values()]).sum().sqrt()
+        return {name: gradient for name, gradient in zip(leaves, gradients, strict=True) if gradient is not None}
+
+    def gather(self, gradient: Gradient, weight: float | Tensor = 1.0) -> None:
+        """Adds a weighted gradient to what was gathered so far."""
+        for name, part in gradient.items():
+            part = part * weight
+            self.gathered[name] = self.gathered[name] + part if name in self.gathered else part
+
+    def at_latent(self, gradient: Gradient, again: bool = True) -> Tensor:
+        """A gradient at the leaves as one at the latent `x0`: what lies at the pixels goes back through the decoder.
+
+        Args:
+            again: whether the decoder's graph is still needed afterwards.
+        """
+        total = gradient.get("x0", torch.zeros_like(self.x0))
+        if "pixels" not in gradient:
+            return total
+        assert self._decoded is not None
+        with no_autocast(self.x0.device):
+            (through,) = torch.autograd.grad(self._decoded, self.x0, gradient["pixels"], retain_graph=again)
+        return total + through
 
     def backward(self, scale: float = 1.0) -> None:
         """One backward pass through the decoder if it was used, and one through the student."""
-        total = self._gathered.get("x0", torch.zeros_like(self.x0))
+        total = self.at_latent(self.gathered, again=False)
         with no_autocast(self.x0.device):
-            if "pixels" in self._gathered:
-                assert self._decoded is not None
-                total = total + torch.autograd.grad(self._decoded, self.x0, self._gathered["pixels"])[0]
             self.answer.backward(total * scale)
+
+
+def length(gradient: Gradient) -> Tensor:
+    """Its norm, 0-dim; over both leaves where a loss used both."""
+    return torch.stack([part.float().square().sum() for part in gradient.values()]).sum().sqrt()

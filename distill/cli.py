@@ -15,7 +15,7 @@ Turns a slow diffusion pipeline into a 1-4 step one.
   fit        train a student              distill fit --config recipes/tiny_ladd.yaml
   validate   metrics of a checkpoint      distill validate --config RECIPE --ckpt_path CHECKPOINT
   test       the same on the test set     distill test --config RECIPE --ckpt_path CHECKPOINT
-  generate   teacher-made training data   distill generate latents --teacher PIPELINE --output FOLDER
+  generate   teacher-made training data   distill generate latents|pairs --teacher PIPELINE --output FOLDER
   export     checkpoint to pipeline       distill export --checkpoint CHECKPOINT --output FOLDER
   sample     images from prompts          distill sample --pipeline FOLDER --prompt "a red ring" --steps 1
   evaluate   metrics of a pipeline        distill evaluate --pipeline FOLDER --steps 1
@@ -175,12 +175,12 @@ def export(
 
 
 def _generate(command: str, arguments: list[str]) -> None:
-    from distill.training.generating import generate_latents
+    from distill.training.generating import generate_latents, generate_pairs
 
-    kinds = {"latents": generate_latents}
+    kinds: dict[str, Callable[..., None]] = {"latents": generate_latents, "pairs": generate_pairs}
     if not arguments or arguments[0] not in kinds:
         given = f"'{arguments[0]}'" if arguments else "nothing"
-        _fail(f"distill generate makes {', '.join(kinds)}; got {given}")
+        _fail(f"distill generate makes {' or '.join(kinds)}; got {given}")
     _call(kinds[arguments[0]], f"generate {arguments[0]}", arguments[1:])
 
 

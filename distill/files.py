@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
+ASSETS = Path(__file__).parent / "assets"  # what ships with the package
+
 
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:

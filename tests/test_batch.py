@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill.batch import Draws, Sample
+from distill.batch import Draws, Sample, length
 from tests.tiny import CPU, draws
 
 
@@ -105,15 +105,15 @@ def scene() -> Scene:
     return Scene()
 
 
-def _pull_all(scene: Scene, sample: Sample) -> None:
-    sample.pull(scene.latent_loss(sample.x0))
-    sample.pull(0.3 * scene.pixel_loss(sample.pixels))
-    sample.pull(2 * scene.both_loss(sample.x0, sample.pixels))
+def _gather_all(scene: Scene, sample: Sample) -> None:
+    sample.gather(sample.gradient(scene.latent_loss(sample.x0)))
+    sample.gather(sample.gradient(scene.pixel_loss(sample.pixels)), 0.3)
+    sample.gather(sample.gradient(scene.both_loss(sample.x0, sample.pixels)), torch.tensor(2.0))
 
 
-def test_pulls_one_by_one_give_the_gradient_of_the_summed_loss(scene):
+def test_terms_gathered_one_by_one_give_the_gradient_of_the_summed_loss(scene):
     sample = scene.sample()
-    _pull_all(scene, sample)
+    _gather_all(scene, sample)
     sample.backward()
     torch.testing.assert_close(scene.student_gradients, scene.reference_gradients(), atol=1e-6, rtol=1e-6)
 
@@ -122,7 +122,7 @@ def test_the_student_and_the_decoder_run_once_however_many_terms_ask(scene):
     sample = scene.sample()
     answers = []
     sample.answer.register_hook(answers.append)
-    _pull_all(scene, sample)
+    _gather_all(scene, sample)
     assert (scene.forwards, scene.backwards, len(answers)) == (1, 0, 0)
     sample.backward()
     assert (scene.forwards, scene.backwards, len(answers)) == (1, 1, 1)
@@ -130,7 +130,7 @@ def test_the_student_and_the_decoder_run_once_however_many_terms_ask(scene):
 
 def test_no_one_but_the_student_gets_a_gradient(scene):
     sample = scene.sample()
-    _pull_all(scene, sample)
+    _gather_all(scene, sample)
     sample.backward()
     others = [*scene.critic.parameters(), *scene.image_critic.parameters(), *scene.decoder.parameters()]
     assert [parameter.grad for parameter in others] == [None] * len(others)
@@ -139,7 +139,7 @@ def test_no_one_but_the_student_gets_a_gradient(scene):
 
 def test_pixels_nobody_asked_for_are_never_decoded(scene):
     sample = scene.sample()
-    sample.pull(scene.latent_loss(sample.x0))
+    sample.gather(sample.gradient(scene.latent_loss(sample.x0)))
     sample.backward()
     assert (scene.forwards, scene.backwards) == (0, 0)
     expected = torch.autograd.grad(scene.latent_loss(scene.student(scene.x_t)), list(scene.student.parameters()))
@@ -150,7 +150,7 @@ def test_pixels_a_critic_looked_at_without_gradient_still_lead_the_student(scene
     sample = scene.sample()
     with torch.no_grad():
         seen = sample.pixels
-    sample.pull(scene.pixel_loss(sample.pixels))
+    sample.gather(sample.gradient(scene.pixel_loss(sample.pixels)))
     sample.backward()
     expected = torch.autograd.grad(
         scene.pixel_loss(scene.decoder(scene.student(scene.x_t))), list(scene.student.parameters())
@@ -159,18 +159,29 @@ def test_pixels_a_critic_looked_at_without_gradient_still_lead_the_student(scene
     torch.testing.assert_close(scene.student_gradients, list(expected), atol=1e-6, rtol=1e-6)
 
 
-def test_a_pull_tells_the_norm_of_its_own_gradient_at_the_leaves(scene):
+def test_the_length_of_a_gradient_is_over_both_leaves(scene):
     sample = scene.sample()
     x0, pixels = sample.x0.detach().requires_grad_(), sample.pixels.detach().requires_grad_()
-    sample.pull(5 * scene.latent_loss(sample.x0))
+    sample.gather(sample.gradient(5 * scene.latent_loss(sample.x0)))
     first, second = torch.autograd.grad(scene.both_loss(x0, pixels), [x0, pixels])
     expected = (first.square().sum() + second.square().sum()).sqrt()
-    torch.testing.assert_close(sample.pull(scene.both_loss(sample.x0, sample.pixels)), expected)
+    torch.testing.assert_close(length(sample.gradient(scene.both_loss(sample.x0, sample.pixels))), expected)
+
+
+def test_a_gradient_at_the_pixels_is_told_at_the_latent(scene):
+    sample = scene.sample()
+    gradient = sample.gradient(scene.both_loss(sample.x0, sample.pixels))
+    x0 = sample.x0.detach().requires_grad_()
+    (expected,) = torch.autograd.grad(scene.both_loss(x0, scene.decoder(x0)), x0)
+    torch.testing.assert_close(sample.at_latent(gradient), expected, atol=1e-6, rtol=1e-5)
+    assert sample.gathered == {}
+    sample.gather(gradient)  # the decoder's graph is still there
+    sample.backward()
 
 
 def test_backward_scales_what_was_gathered(scene):
     sample = scene.sample()
-    _pull_all(scene, sample)
+    _gather_all(scene, sample)
     sample.backward(0.25)
     expected = [gradient / 4 for gradient in scene.reference_gradients()]
     torch.testing.assert_close(scene.student_gradients, expected, atol=1e-6, rtol=1e-6)
@@ -198,7 +209,7 @@ def test_backward_passes_run_without_autocast(scene):
         loss = scene.pixel_loss(sample.pixels)
         loss.register_hook(lambda _: seen.append(torch.is_autocast_enabled("cpu")))
         sample.answer.register_hook(lambda _: seen.append(torch.is_autocast_enabled("cpu")))
-        sample.pull(loss)
+        sample.gather(sample.gradient(loss))
         sample.backward()
         assert torch.is_autocast_enabled("cpu")
     assert seen == [False, False]

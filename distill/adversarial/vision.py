@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from distill.backbones.base import ASSETS
 from distill.diffusion.denoiser import attention
 from distill.errors import ConfigError
+from distill.files import ASSETS
 
 TINY = "tiny-vit"  # the network in distill/assets
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from distill.backbones.base import ASSETS, Backbone, Schedule
+from distill.backbones.base import Backbone, Schedule
 from distill.errors import ConfigError
+from distill.files import ASSETS
 
 TINY = ("tiny-sd3", "tiny-sd")  # the pipelines in distill/assets
 

@@ -17,7 +17,6 @@ from distill.errors import ConfigError
 from distill.files import read_json, save_json, written_whole
 
 Schedule = dict[str, Any]  # changes to a noise schedule, by the names of diffusers' schedulers
-ASSETS = Path(__file__).parents[1] / "assets"
 CALL_FILE = "distill.json"  # the arguments a pipeline of ours is meant to be called with; diffusers passes over it
 
 

@@ -2,12 +2,16 @@
 
 The work is cut into shards. A shard is a function of the settings and its index alone, is written whole and then
 renamed; so any number of processes and nodes share the work, a killed run goes on where it stopped, and the result is
-that of an unbroken run.
+that of an unbroken run. A larger count adds to a folder.
 """
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +19,13 @@ import torch
 from torch import Tensor
 
 from distill import backbones
-from distill.backbones.base import Backbone
-from distill.batch import Draws
+from distill.backbones.base import Backbone, TextEncoder
+from distill.batch import Cond, Draws
 from distill.data import shapes
 from distill.data.loading import batches
 from distill.data.shapes_data import ShapesDataset
 from distill.data.shards import MANIFEST, shard_name, write_shard
+from distill.diffusion.process import RectifiedFlow
 from distill.errors import ConfigError
 from distill.files import checksum, read_json, save_json
 
@@ -55,21 +60,42 @@ class Generation:
     batch_size: int = 128
 
 
+@dataclass(frozen=True)
+class PairGeneration(Generation):
+    """What ODE pairs depend on besides the teacher: 50 deterministic steps (Diffusion2GAN, section 4).
+
+    Attributes:
+        solver: a deterministic diffusers scheduler by class name; DDIM if not given, on a flow the pipeline's own
+            Euler.
+        embeddings: store the prompts' embeddings too, for text encoders that cost more than the disk.
+    """
+
+    count: int = 20000
+    guidance: float = 3.0
+    embeddings: bool = False
+
+
+Made = tuple[dict[str, Tensor], list[str]]  # tensors [N, ...] by name, and N captions
+Advance = Callable[[int], None]
+
+
 class Maker:
     """Makes the shards of one folder.
 
     Args:
         folder: where they go.
-        settings: everything the result depends on; kept in the manifest.
+        settings: everything a sample depends on; kept in the manifest.
         count, shard_size, batch_size: samples in all, per file, and per network call.
     """
+
+    what = "latents"  # for progress bars and messages
 
     def __init__(self, folder: str | Path, settings: dict[str, Any], count: int, shard_size: int, batch_size: int):
         self.folder, self.settings = Path(folder), settings
         self.count, self.shard_size, self.batch_size = count, shard_size, batch_size
 
-    def make(self, indices: list[int], device: torch.device) -> tuple[Tensor, list[str]]:
-        """Latents `[N, C, h, w]` and captions of the consecutive samples `indices`."""
+    def make(self, indices: list[int], device: torch.device) -> Made:
+        """The consecutive samples `indices`: latents `x0` `[N, C, h, w]`, whatever is stored beside, captions."""
         raise NotImplementedError
 
     @property
@@ -77,33 +103,49 @@ class Maker:
         """Indices of all shards."""
         return range(-(-self.count // self.shard_size))
 
-    def write(self, shard: int, device: torch.device) -> None:
-        """Makes shard `shard` and writes it."""
-        indices = range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.count))
-        parts = [self.make(part, device) for part in batches(indices, self.batch_size)]
-        latents = torch.cat([latents for latents, _ in parts])
-        write_shard(self.folder / shard_name(shard), latents, [prompt for _, prompts in parts for prompt in prompts])
+    def samples(self, shard: int) -> range:
+        """Indices of the samples in a shard."""
+        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.count))
 
-    def begin(self, write: bool = True) -> list[int]:
-        """Writes an unfinished manifest if there is none, and returns the shards still to be made.
-
-        Shards of a finished folder that are missing or damaged are to be made again.
+    def write(self, shard: int, device: torch.device, advance: Advance = lambda samples: None) -> None:
+        """Makes shard `shard` and writes it.
 
         Args:
-            write: False on all processes but one.
+            advance: told the number of samples after each call of the network.
+        """
+        rows: list[dict[str, Tensor]] = []
+        captions: list[str] = []
+        for indices in batches(self.samples(shard), self.batch_size):
+            tensors, prompts = self.make(indices, device)
+            rows.append({name: tensor.half().cpu() for name, tensor in tensors.items()})
+            captions += prompts
+            advance(len(indices))
+        columns = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+        write_shard(self.folder / shard_name(shard), columns, captions)
+
+    def begin(self) -> None:
+        """Writes an unfinished manifest, unless the folder is complete as it is; one process does this before others
+        ask what is `missing`.
 
         Raises:
-            ConfigError: the folder was made with other settings.
+            ConfigError: the folder was made with other settings, or holds more samples than are asked for.
         """
         path = self.folder / MANIFEST
         manifest = read_json(path) if path.is_file() else None
-        if manifest is None and write:
-            save_json({"settings": self.settings, "complete": False, "shards": {}}, path)
-        if manifest is not None and manifest["settings"] != self.settings:
-            old, new = manifest["settings"], self.settings
-            changed = ", ".join(f"{k}={old.get(k)} there, {v} asked" for k, v in new.items() if old.get(k) != v)
-            raise ConfigError(f"'{self.folder}' was made with other settings ({changed}); choose another folder")
-        known = manifest["shards"] if manifest else {}
+        if manifest is not None:
+            self._check(manifest["settings"])
+            if manifest["settings"]["count"] == self.count:
+                return
+            partial = len(manifest["shards"]) - 1
+            if manifest["settings"]["count"] % self.shard_size:  # its last shard is to become whole
+                (self.folder / shard_name(manifest["settings"]["count"] // self.shard_size)).unlink(missing_ok=True)
+                manifest["shards"].pop(shard_name(partial), None)
+        shards = manifest["shards"] if manifest else {}
+        save_json({"settings": self.settings, "complete": False, "shards": shards}, path)
+
+    def missing(self) -> list[int]:
+        """The shards still to be made: those that are not there, and those whose checksum is not the manifest's."""
+        known = read_json(self.folder / MANIFEST)["shards"]
         return [shard for shard in self.shards if not self._good(shard_name(shard), known)]
 
     def finish(self) -> None:
@@ -111,9 +153,28 @@ class Maker:
         shards = {shard_name(shard): checksum(self.folder / shard_name(shard)) for shard in self.shards}
         save_json({"settings": self.settings, "complete": True, "shards": shards}, self.folder / MANIFEST)
 
+    def _check(self, old: dict[str, Any]) -> None:
+        changed = ", ".join(
+            f"{name}={old.get(name)} there, {self.settings.get(name)} asked"
+            for name in dict.fromkeys([*old, *self.settings])
+            if name != "count" and old.get(name) != self.settings.get(name)
+        )
+        if changed:
+            raise ConfigError(f"'{self.folder}' was made with other settings ({changed}); choose another folder")
+        if old["count"] > self.count:
+            raise ConfigError(
+                f"'{self.folder}' holds {old['count']} samples, {self.count} are asked for; ask for {old['count']} or "
+                "more, or choose another folder"
+            )
+
     def _good(self, name: str, known: dict[str, str]) -> bool:
         path = self.folder / name
-        return path.is_file() and (name not in known or checksum(path) == known[name])
+        if not path.is_file():
+            return False
+        if name in known and checksum(path) != known[name]:
+            warnings.warn(f"{path} is damaged and is made again", stacklevel=2)
+            return False
+        return True
 
 
 class TeacherLatents(Maker):
@@ -125,11 +186,13 @@ class TeacherLatents(Maker):
         generation: the settings.
     """
 
+    kind = "teacher"
+
     def __init__(self, backbone: Backbone, folder: str | Path, generation: Generation):
         self.backbone, self.generation = backbone, generation
         self._pipeline: Any = None
         settings = {
-            "kind": "teacher",
+            "kind": self.kind,
             "teacher": backbone.fingerprint,
             "dtype": str(backbone.dtype),
             **asdict(generation),
@@ -139,30 +202,74 @@ class TeacherLatents(Maker):
         super().__init__(folder, settings, generation.count, generation.shard_size, generation.batch_size)
         self.lines = None if generation.prompts == SHAPES else read_prompts(generation.prompts)
 
-    def make(self, indices: list[int], device: torch.device) -> tuple[Tensor, list[str]]:
-        settings, pipeline = self.generation, self.pipeline(device)
+    def make(self, indices: list[int], device: torch.device) -> Made:
         prompts = self._prompts(indices)
-        shape = self.backbone.latent_shape(settings.height, settings.width)
-        noise = Draws(settings.seed, 0, indices[0], len(indices), device).normal("generate/noise", *shape)
+        return {"x0": self.solve(prompts, self.noise(indices, device))}, prompts
+
+    def noise(self, indices: list[int], device: torch.device) -> Tensor:
+        """What the samples begin with, `[N, C, h, w]`; a function of the seed and each index."""
+        shape = self.backbone.latent_shape(self.generation.height, self.generation.width)
+        return Draws(self.generation.seed, 0, indices[0], len(indices), device).normal("generate/noise", *shape)
+
+    def solve(self, prompts: list[str], noise: Tensor) -> Tensor:
+        """The teacher's latents for N prompts from `noise`; guidance doubles the batch of a call, not the calls."""
+        settings = self.generation
         size = {"height": settings.height, "width": settings.width} if settings.height else {}
+        call = {**self.backbone.call, "num_inference_steps": settings.steps, "guidance_scale": settings.guidance}
+        noise = noise.to(self.backbone.dtype)
         with torch.no_grad():
-            call = {**self.backbone.call, "num_inference_steps": settings.steps, "guidance_scale": settings.guidance}
-            answer = pipeline(prompts, latents=noise.to(self.backbone.dtype), output_type="latent", **size, **call)
-        return answer.images, prompts
+            return self.pipeline(noise.device)(prompts, latents=noise, output_type="latent", **size, **call).images
 
     def pipeline(self, device: torch.device) -> Any:
         """The teacher's pipeline, read once."""
         if self._pipeline is None:
             self._pipeline = self.backbone.pipeline().to(device)
             self._pipeline.set_progress_bar_config(disable=True)
-            if self.generation.solver:
-                self._pipeline.scheduler = backbones.solver(self.generation.solver, self._pipeline.scheduler)
+            if self.solver:
+                self._pipeline.scheduler = backbones.solver(self.solver, self._pipeline.scheduler)
         return self._pipeline
+
+    @property
+    def solver(self) -> str | None:
+        """The scheduler in place of the pipeline's own."""
+        return self.generation.solver
 
     def _prompts(self, indices: list[int]) -> list[str]:
         if self.lines is None:
             return shapes.captions(self.generation.seed + 1000, indices)  # not the teacher's own training pictures
         return [self.lines[index % len(self.lines)] for index in indices]
+
+
+class TeacherPairs(TeacherLatents):
+    """ODE pairs: the teacher's latents with the noise each came from (Diffusion2GAN, section 3.1).
+
+    The noise is rounded to float16 before the teacher sees it, so what is stored is what it answered to.
+    """
+
+    kind = "pairs"
+    what = "pairs"
+    generation: PairGeneration
+
+    def make(self, indices: list[int], device: torch.device) -> Made:
+        noise, prompts = self.noise(indices, device).half().float(), self._prompts(indices)
+        made = {"x0": self.solve(prompts, noise), "noise": noise}
+        if self.generation.embeddings:
+            made |= {f"cond.{name}": tensor for name, tensor in self._embed(prompts, device).items()}
+        return made, prompts
+
+    def _embed(self, prompts: list[str], device: torch.device) -> Cond:
+        with torch.no_grad():
+            return self.text_encoder.to(device)(prompts)
+
+    @property
+    def solver(self) -> str | None:
+        flow = isinstance(self.backbone.process(), RectifiedFlow)
+        return self.generation.solver or (None if flow else "DDIMScheduler")
+
+    @cached_property
+    def text_encoder(self) -> TextEncoder:
+        """The teacher's text encoders, read once."""
+        return self.backbone.text_encoder().eval()
 
 
 class EncodedShapes(Maker):
@@ -185,10 +292,10 @@ class EncodedShapes(Maker):
         self.images = ShapesDataset(count, seed, height, width)
         self.autoencoder = backbone.autoencoder().eval()
 
-    def make(self, indices: list[int], device: torch.device) -> tuple[Tensor, list[str]]:
+    def make(self, indices: list[int], device: torch.device) -> Made:
         batch = self.images.__getitems__(indices)
         with torch.no_grad():
-            return self.autoencoder.to(device).encode(batch["pixels"].to(device)), batch["prompts"]
+            return {"x0": self.autoencoder.to(device).encode(batch["pixels"].to(device))}, batch["prompts"]
 
 
 def read_prompts(path: str | Path) -> list[str]:
@@ -210,10 +317,28 @@ def _existing(path: str | Path) -> Path:
 
 
 def make_here(maker: Maker, title: str) -> None:
-    """Makes what is missing in this process, with a progress bar over shards."""
-    from rich.progress import track
-
+    """Makes what is missing in this process, with a progress bar."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for shard in track(maker.begin(), title):
-        maker.write(shard, device)
+    maker.begin()
+    todo = maker.missing()
+    with progress(maker, todo, title) as advance:
+        for shard in todo:
+            maker.write(shard, device, advance)
     maker.finish()
+
+
+@contextmanager
+def progress(maker: Maker, todo: list[int], title: str) -> Iterator[Advance]:
+    """A progress bar over the samples of the shards `todo`, with samples per second and the time left."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    rate = TextColumn("{task.fields[rate]:.0f} " + f"{maker.what}/s")
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn()
+    with Progress(*columns) as bar:
+        task = bar.add_task(title, total=sum(len(maker.samples(shard)) for shard in todo), rate=0.0)
+
+        def advance(samples: int) -> None:
+            bar.advance(task, samples)
+            bar.update(task, rate=bar.tasks[task].speed or 0.0)
+
+        yield advance

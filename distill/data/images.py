@@ -15,7 +15,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from distill import backbones
 from distill.backbones.base import Backbone
 from distill.data import loading
-from distill.data.generate import Maker, make_here
+from distill.data.generate import Made, Maker, make_here
 from distill.data.shards import LatentsDataset
 from distill.errors import ConfigError
 
@@ -96,10 +96,10 @@ class EncodedImages(Maker):
         super().__init__(folder, settings, len(images), shard_size=512, batch_size=16)
         self.images, self.autoencoder = images, backbone.autoencoder().eval()
 
-    def make(self, indices: list[int], device: torch.device) -> tuple[Tensor, list[str]]:
+    def make(self, indices: list[int], device: torch.device) -> Made:
         batch = self.images.__getitems__(indices)
         with torch.no_grad():
-            return self.autoencoder.to(device).encode(batch["pixels"].to(device)), batch["prompts"]
+            return {"x0": self.autoencoder.to(device).encode(batch["pixels"].to(device))}, batch["prompts"]
 
 
 class ImagesData(L.LightningDataModule):

@@ -12,7 +12,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from distill import backbones
 from distill.data import loading
-from distill.data.generate import EncodedShapes, Generation, TeacherLatents, make_here
+from distill.data.generate import EncodedShapes, Generation, PairGeneration, TeacherLatents, TeacherPairs, make_here
 from distill.data.shapes_data import ShapesDataset
 from distill.data.shards import MANIFEST, LatentsDataset
 from distill.errors import ConfigError
@@ -35,6 +35,8 @@ class LatentsData(L.LightningDataModule):
         ConfigError: latents that are missing or were made by another teacher.
     """
 
+    maker: type[TeacherLatents] = TeacherLatents
+
     def __init__(
         self,
         folder: str,
@@ -54,7 +56,10 @@ class LatentsData(L.LightningDataModule):
     def description(self) -> str:
         """What the data is, for a student's model card."""
         made = LatentsDataset.read_settings(self.folder)
-        return f"{made['count']} latents of {made['teacher']} ({made['steps']} steps, guidance {made['guidance']})"
+        return (
+            f"{made['count']} {self.maker.what} of {made['teacher']} ({made['steps']} steps, guidance "
+            f"{made['guidance']})"
+        )
 
     def check(self) -> None:
         """Refuses latents that cannot be used or made.
@@ -64,7 +69,7 @@ class LatentsData(L.LightningDataModule):
         """
         manifest = Path(self.folder) / MANIFEST
         if not manifest.is_file() and self.teacher not in backbones.TINY:
-            raise ConfigError(f"there are no latents at '{self.folder}'; make them with: {self._command()}")
+            raise ConfigError(f"there are no {self.maker.what} at '{self.folder}'; make them with: {self._command()}")
         if manifest.is_file():
             self._check_origin(LatentsDataset.read_settings(self.folder))
 
@@ -73,8 +78,8 @@ class LatentsData(L.LightningDataModule):
             return  # validation compares with drawn images
         self.check()
         if self.teacher in backbones.TINY:
-            maker = TeacherLatents(backbones.load(self.teacher), self.folder, self.generation)
-            make_here(maker, f"latents of {self.teacher}")
+            maker = self.maker(backbones.load(self.teacher), self.folder, self.generation)
+            make_here(maker, f"{maker.what} of {self.teacher}")
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
@@ -104,11 +109,44 @@ class LatentsData(L.LightningDataModule):
             )
 
     def _command(self) -> str:
-        changed = {k: v for k, v in asdict(self.generation).items() if v != getattr(Generation(), k)}
+        usual = type(self.generation)()
+        changed = {k: v for k, v in asdict(self.generation).items() if v != getattr(usual, k)}
         options = [part for name, value in changed.items() for part in (f"--{name}", str(value))]
         return shlex.join(
-            ["distill", "generate", "latents", "--teacher", self.teacher, "--output", self.folder, *options]
+            ["distill", "generate", self.maker.what, "--teacher", self.teacher, "--output", self.folder, *options]
         )
+
+
+class PairsData(LatentsData):
+    """ODE pairs a teacher made: each latent with the noise it came from (Diffusion2GAN, section 3.1).
+
+    Args:
+        folder, teacher, generation, batch_size, seed, workers, reference: as in `LatentsData`.
+
+    Raises:
+        ConfigError: pairs that are missing or were made by another teacher, or latents without their noise.
+    """
+
+    maker = TeacherPairs
+
+    def __init__(
+        self,
+        folder: str,
+        teacher: str,
+        generation: PairGeneration = PairGeneration(),
+        batch_size: int = 128,
+        seed: int = 0,
+        workers: int = 0,
+        reference: int = 0,
+    ):
+        super().__init__(folder, teacher, generation, batch_size, seed, workers, reference)
+
+    def _check_origin(self, settings: dict[str, Any]) -> None:
+        super()._check_origin(settings)
+        if settings["kind"] != TeacherPairs.kind:
+            raise ConfigError(
+                f"'{self.folder}' holds latents without the noise they came from; make pairs with: {self._command()}"
+            )
 
 
 class EncodedShapesData(L.LightningDataModule):

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from distill.files import ASSETS
+
 FEATURES = 64
 
 
@@ -53,7 +55,7 @@ def load_shapes_judge(path: str | Path | None = None) -> ShapesJudge:
     from safetensors.torch import load_file
 
     judge = ShapesJudge()
-    weights = load_file(path or Path(__file__).parents[1] / "assets" / "shapes_judge.safetensors")
+    weights = load_file(path or ASSETS / "shapes_judge.safetensors")
     judge.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     return judge.eval().requires_grad_(False)
 

@@ -3,14 +3,17 @@
 from distill.adversarial.gan import ApproximateR1, ExactR1, Hinge, Logistic
 from distill.diffusion.levels import Discrete, LogitNormal, Shifted, Uniform
 from distill.strategies.base import Strategy
-from distill.strategies.inputs import Inputs, NoisedData
+from distill.strategies.conditional_adversarial import ConditionalAdversarial
+from distill.strategies.inputs import Inputs, NoisedData, PairedNoise
 from distill.strategies.latent_adversarial import LatentAdversarial
+from distill.strategies.perceptual_regression import PerceptualRegression
 from distill.strategies.pixel_adversarial import PixelAdversarial
 from distill.strategies.pretraining import DiffusionPretraining
 from distill.strategies.score_distillation import ScoreDistillation
 
 __all__ = [
     "ApproximateR1",
+    "ConditionalAdversarial",
     "DiffusionPretraining",
     "Discrete",
     "ExactR1",
@@ -20,6 +23,8 @@ __all__ = [
     "LogitNormal",
     "Logistic",
     "NoisedData",
+    "PairedNoise",
+    "PerceptualRegression",
     "PixelAdversarial",
     "ScoreDistillation",
     "Shifted",

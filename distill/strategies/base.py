@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 
 from distill.backbones.base import Backbone
 from distill.batch import Batch, Sample
+from distill.errors import ConfigError
 from distill.frozen import Frozen
+
+BALANCED = "balanced"
 
 
 class Strategy(nn.Module):
@@ -16,11 +21,17 @@ class Strategy(nn.Module):
     into `critic`; borrowed networks are held in `Frozen`. Whatever it wants to report goes into `report`.
 
     Args:
-        weight: of this term in the student's objective.
+        weight: of this term in the student's objective; `balanced` scales it so that its gradient at the sample is as
+            long as that of all terms whose weight is a number.
+
+    Raises:
+        ConfigError: a word other than `balanced`.
     """
 
-    def __init__(self, weight: float = 1.0):
+    def __init__(self, weight: float | Literal["balanced"] = 1.0):
         super().__init__()
+        if isinstance(weight, str) and weight != BALANCED:
+            raise ConfigError(f"a strategy's weight is a number or {BALANCED}, got '{weight}'")
         self.weight = weight
         self.critic: nn.Module | None = None
         self.report: dict[str, Tensor] = {}
@@ -35,6 +46,13 @@ class Strategy(nn.Module):
 
     def check(self, batch_size: int) -> None:
         """Refuses a number of samples per process that this term cannot work with.
+
+        Raises:
+            ConfigError: what was given, what is needed, what to do.
+        """
+
+    def check_sharded(self) -> None:
+        """Refuses a critic that cannot be trained sharded; asked only where it is.
 
         Raises:
             ConfigError: what was given, what is needed, what to do.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from distill.batch import Batch
@@ -51,3 +52,19 @@ class NoisedData(Inputs):
         levels = self.warmup if self.warmup is not None and step < self.warmup_steps else self.levels
         t = levels.draw(batch.draws, "inputs/t")
         return process.add_noise(batch.x0, t, batch.draws.like("inputs/noise", batch.x0)), t
+
+
+class PairedNoise(Inputs):
+    """The noise each latent of an ODE pair came from, at the last level: a one-step student (Diffusion2GAN,
+    section 3.1).
+
+    Raises:
+        ConfigError: data that are no pairs.
+    """
+
+    few_levels = [1.0]
+
+    def __call__(self, batch: Batch, process: Process, step: int) -> tuple[Tensor, Tensor]:
+        if batch.noise is None:
+            raise ConfigError("PairedNoise asks the student what the teacher was asked; it needs data: PairsData")
+        return batch.noise.float(), torch.ones(len(batch.noise), device=batch.noise.device)

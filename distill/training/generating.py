@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,15 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from distill import backbones
-from distill.data.generate import Generation, Maker, TeacherLatents
+from distill.data.generate import (
+    Advance,
+    Generation,
+    Maker,
+    PairGeneration,
+    TeacherLatents,
+    TeacherPairs,
+    progress,
+)
 from distill.training.module import DTYPES
 
 
@@ -18,31 +27,56 @@ class ShardWriter(L.LightningModule):
 
     Args:
         maker: makes and writes the shards.
-        todo: those still to be made.
     """
 
-    def __init__(self, maker: Maker, todo: list[int]):
+    def __init__(self, maker: Maker):
         super().__init__()
-        self.maker, self.todo = maker, todo
+        self.maker = maker
         self.allow_zero_length_dataloader_with_multiple_devices = True
+        self._advance: Advance = lambda samples: None
+        self._bar = ExitStack()
 
     def predict_dataloader(self) -> Any:
-        mine = self.todo[self.trainer.global_rank :: self.trainer.world_size]
+        """This process's shards; all processes list what is missing before one begins to write."""
+        if self.trainer.is_global_zero:
+            self.maker.begin()
+        self.trainer.strategy.barrier()
+        mine = self.maker.missing()[self.trainer.global_rank :: self.trainer.world_size]
+        self.trainer.strategy.barrier()
+        if self.trainer.is_global_zero:
+            share = f" (of process 1 of {self.trainer.world_size})" if self.trainer.world_size > 1 else ""
+            self._advance = self._bar.enter_context(progress(self.maker, mine, self.maker.what + share))
         return DataLoader(mine, batch_size=1, collate_fn=list)  # type: ignore[arg-type]
 
     def predict_step(self, shards: list[int], batch_idx: int) -> None:
         for shard in shards:
-            self.maker.write(shard, self.device)
+            self.maker.write(shard, self.device, self._advance)
+
+    def close(self) -> None:
+        """Ends the progress bar; a process without shards gets no call of `on_predict_end`."""
+        self._bar.close()
 
 
-def generate(maker: Maker, trainer: L.Trainer) -> None:
-    """Makes what is missing of a folder on all processes of `trainer`, then completes its manifest."""
-    todo = maker.begin(write=trainer.is_global_zero)
-    if todo:
-        trainer.predict(ShardWriter(maker, todo), return_predictions=False)
+def generate(maker: Maker, accelerator: str, devices: str, num_nodes: int) -> None:
+    """Makes what is missing of a folder on all processes, then completes its manifest and says so."""
+    trainer = L.Trainer(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=num_nodes,
+        logger=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        use_distributed_sampler=False,
+    )
+    writer = ShardWriter(maker)
+    try:
+        trainer.predict(writer, return_predictions=False)
+    finally:
+        writer.close()
     trainer.strategy.barrier()
     if trainer.is_global_zero:
         maker.finish()
+        print(f"{maker.count} {maker.what} are in {maker.folder}")
 
 
 def generate_latents(
@@ -85,14 +119,54 @@ def generate_latents(
     """
     generation = Generation(count, steps, guidance, prompts, solver, seed, height, width, shard_size, batch_size)
     maker = TeacherLatents(backbones.load(teacher, DTYPES[dtype]), Path(output), generation)
-    trainer = L.Trainer(
-        accelerator=accelerator,
-        devices=devices,
-        num_nodes=num_nodes,
-        logger=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
+    generate(maker, accelerator, devices, num_nodes)
+
+
+def generate_pairs(
+    teacher: str,
+    output: str,
+    count: int = 20000,
+    steps: int = 50,
+    guidance: float = 3.0,
+    prompts: str = "shapes",
+    solver: str | None = None,
+    seed: int = 0,
+    height: int | None = None,
+    width: int | None = None,
+    shard_size: int = 512,
+    batch_size: int = 128,
+    embeddings: bool = False,
+    dtype: str = "float32",
+    accelerator: str = "auto",
+    devices: str = "auto",
+    num_nodes: int = 1,
+) -> None:
+    """ODE pairs, for Diffusion2GAN: noise, prompt and what the teacher makes of them. A killed run goes on.
+
+    A larger count adds to an existing folder.
+
+    Args:
+        teacher: shipped pipeline, folder or hub id.
+        output: folder of the shards and their manifest.
+        count: pairs in all.
+        steps: of the teacher's sampler.
+        guidance: classifier-free guidance.
+        prompts: a text file with one prompt per line, or `shapes` for the drawn images' captions; used in turn.
+        solver: a deterministic diffusers scheduler by class name; DDIM if not given, on a flow the pipeline's own
+            Euler.
+        seed: of the noise.
+        height: in pixels; the pipeline's own size if not given.
+        width: in pixels; the pipeline's own size if not given.
+        shard_size: pairs per file.
+        batch_size: pairs per call of the pipeline.
+        embeddings: store the prompts' embeddings too, so that training needs no text encoder pass.
+        dtype: of the teacher's weights, float32 or bfloat16.
+        accelerator: as for Lightning's Trainer.
+        devices: as for Lightning's Trainer.
+        num_nodes: as for Lightning's Trainer.
+    """
+    generation = PairGeneration(
+        count, steps, guidance, prompts, solver, seed, height, width, shard_size, batch_size, embeddings
     )
-    generate(maker, trainer)
-    if trainer.is_global_zero:
-        print(f"{count} latents of {teacher} are in {output}")
+    maker = TeacherPairs(backbones.load(teacher, DTYPES[dtype]), Path(output), generation)
+    generate(maker, accelerator, devices, num_nodes)

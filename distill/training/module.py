@@ -11,18 +11,20 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from distill import backbones
-from distill.batch import Batch, Cond, Draws, Sample, no_autocast
+from distill.batch import Batch, Cond, Draws, Gradient, Sample, length, no_autocast
 from distill.diffusion.denoiser import Denoiser
 from distill.errors import ConfigError
 from distill.export import load_student
 from distill.frozen import Frozen
-from distill.strategies.base import Strategy
+from distill.strategies.base import BALANCED, Strategy
 from distill.strategies.inputs import Inputs
 from distill.training import parallel
 from distill.training.ema import ema_decay, update_ema
 
+BALANCE_DECAY = 0.99  # of the moving averages behind a weight that is `balanced`
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -56,6 +58,7 @@ class DistillModule(L.LightningModule):
     """
 
     skipped: Tensor
+    lengths: Tensor
     latent: Tensor
 
     def __init__(
@@ -84,6 +87,11 @@ class DistillModule(L.LightningModule):
         self.automatic_optimization = False
         if not strategies:
             raise ConfigError("model.strategies is empty; name at least one, such as LatentAdversarial")
+        if all(strategy.weight == BALANCED for strategy in strategies):
+            raise ConfigError(
+                f"a weight that is {BALANCED} follows the terms whose weight is a number, and there is none; give one "
+                "of model.strategies a number"
+            )
         if min(accumulate, critic_updates, patience) < 1:
             raise ConfigError("model.accumulate, model.critic_updates and model.patience must be 1 or more")
         if student_init not in ("teacher", "random") and not Path(student_init).exists():
@@ -105,6 +113,7 @@ class DistillModule(L.LightningModule):
         self.student_init = student_init
         self.seed, self.checkpoint, self.compiled, self.patience = seed, checkpoint, compiled, patience
         self.register_buffer("skipped", torch.zeros(3, dtype=torch.long))  # updates: in all; in a row, per player
+        self.register_buffer("lengths", torch.zeros(len(strategies), 2))  # of gradients: own, and all with a number
         self.register_buffer("latent", torch.zeros(2, dtype=torch.long))  # height and width of the last batch
         self._scalars: dict[str, Tensor] = {}
         self._losses: list[Tensor] = []  # since the last update
@@ -136,8 +145,18 @@ class DistillModule(L.LightningModule):
         self.student.train()
         parallel.prepare(self.student, mesh, self.checkpoint, self.compiled)
         parallel.prepare(self.teacher.network, mesh, self.checkpoint, self.compiled)
+        self._prepare_critics(mesh)
         if self.ema is not None:
             parallel.prepare(self.ema.eval(), mesh)
+
+    def _prepare_critics(self, mesh: DeviceMesh | None) -> None:
+        """A critic that is a whole network is sharded as the student is; heads stay whole."""
+        for strategy in self.strategies:
+            networks = [part for part in (strategy.critic or nn.Module()).modules() if isinstance(part, Denoiser)]
+            if networks and mesh is not None:
+                strategy.check_sharded()
+            for network in networks:
+                parallel.prepare(network, mesh, self.checkpoint, self.compiled)
 
     def _begin(self, network: Denoiser) -> None:
         """Gives the student the weights it begins with; fresh from the backbone it has the teacher's."""
@@ -187,7 +206,8 @@ class DistillModule(L.LightningModule):
         players = [list(self.student.parameters())]
         if self.critics:
             players.append([p for critic in self.critics for p in critic.parameters()])
-        optimizers = [make(parameters) for make, parameters in zip(self.optimizer_makers, players, strict=False)]
+        makers_and_players = zip(self.optimizer_makers, players, strict=False)
+        optimizers = [make(parallel.grouped(parameters)) for make, parameters in makers_and_players]
         makers = zip(self.schedule_makers, optimizers, strict=False)
         return optimizers, [make(optimizer) for make, optimizer in makers if make is not None]
 
@@ -210,14 +230,18 @@ class DistillModule(L.LightningModule):
         self._log_scalars()
 
     def encode(self, raw: dict[str, Any]) -> Batch:
-        """A batch as the loader gives it: `prompts` and either `x0` (latents) or `pixels`."""
+        """A batch as the loader gives it: `prompts` and either `x0` (latents) or `pixels`; in pairs `noise` too, and
+        `cond.text` and so on where the prompts' embeddings are stored.
+        """
         with torch.no_grad():
-            cond = self.conditioning(raw["prompts"])
+            stored = {name.removeprefix("cond."): value for name, value in raw.items() if name.startswith("cond.")}
+            cond = stored or self.conditioning(raw["prompts"])
             x0 = raw["x0"].float() if "x0" in raw else self.autoencoder.network.encode(raw["pixels"]).float()
         self.latent[0], self.latent[1] = x0.shape[2:]
         number = self.trainer.fit_loop.total_batch_idx
         draws = Draws(self.seed, number, self.global_rank * len(x0), len(x0), x0.device)
-        return Batch(x0, cond, raw["prompts"], draws, raw.get("pixels"), self._decode, self.conditioning)
+        pictures, noise = raw.get("pixels"), raw.get("noise")
+        return Batch(x0, cond, raw["prompts"], draws, noise, pictures, self._decode, self.conditioning)
 
     def conditioning(self, prompts: list[str]) -> Cond:
         """What the frozen text encoders say of B prompts, in float32."""
@@ -245,14 +269,31 @@ class DistillModule(L.LightningModule):
 
     def _student_turn(self, sample: Sample, batch: Batch, step: int, updates: bool) -> None:
         assert self.student is not None
-        for name, strategy in self._named():
+        named = self._named()
+        for index in sorted(range(len(named)), key=lambda index: named[index][1].weight == BALANCED):
+            name, strategy = named[index]
             loss = strategy.student_loss(sample, batch, step)
-            norm = sample.pull(strategy.weight * loss)
+            gradient = sample.gradient(loss)
+            weight: Any = strategy.weight
+            if weight == BALANCED:
+                weight = self._scalars[f"weight/{name}"] = self._balance(index, sample, gradient)
+            norm = parallel.joint_norm(length(gradient))
+            sample.gather(gradient, weight)
             self._losses.append(loss.detach())
-            self._scalars |= {f"student/{name}": loss, f"gradient_at_sample/{name}": parallel.joint_norm(norm)}
+            self._scalars |= {f"student/{name}": loss, f"gradient_at_sample/{name}": norm * abs(weight)}
         sample.backward(1 / self.accumulate)
         if updates and self._update(0, list(self.student.parameters())) and self.ema is not None:
             update_ema(self.ema, self.student, ema_decay(self.ema_target, step))  # type: ignore[arg-type]
+
+    def _balance(self, index: int, sample: Sample, gradient: Gradient) -> Tensor:
+        """The weight that makes a gradient at the latent as long as what the terms with a number have gathered there,
+        by moving averages of both lengths.
+        """
+        lengths = [parallel.joint_norm(sample.at_latent(g).norm()) for g in (gradient, sample.gathered)]
+        now, kept = torch.stack(lengths), self.lengths[index]
+        if now.isfinite().all():  # an update that is skipped leaves no trace
+            kept.copy_(torch.where(kept == 0, now, kept.lerp(now, 1 - BALANCE_DECAY)))
+        return kept[1] / kept[0].clamp(min=1e-12)
 
     def _update(self, player: int, parameters: list[nn.Parameter]) -> bool:
         """Steps one player's optimizer unless its gradient is not finite; returns whether it did."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -92,6 +93,14 @@ def prepare(
         fully_shard(denoiser.network, mesh=mesh)
 
 
+def grouped(parameters: list[nn.Parameter]) -> Any:
+    """Parameters for an optimizer: sharded and whole ones in groups of their own, for they cannot be stepped
+    together.
+    """
+    groups = _sharded_and_whole(parameters)
+    return [{"params": group} for group in groups] if all(groups) else parameters
+
+
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Averages the gradients of replicated parameters over all processes; sharded ones have been reduced already."""
     if not _joined():
@@ -129,12 +138,19 @@ def joint_norm(norm: Tensor) -> Tensor:
 
 def clip_gradients(parameters: list[nn.Parameter], limit: float | None) -> Tensor:
     """Scales the gradients to a global norm of at most `limit`; returns the norm before, 0-dim, over all shards."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    groups = [group for group in _sharded_and_whole([p for p in parameters if p.grad is not None]) if group]
+    norms = [torch.nn.utils.get_total_norm([p.grad for p in group if p.grad is not None]) for group in groups]
+    norm = torch.stack([n.full_tensor() if isinstance(n, DTensor) else n for n in norms or [torch.zeros(())]]).norm()
     if limit is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        for group in groups:
+            torch.nn.utils.clip_grads_with_norm_(group, limit, norm)
     return norm
+
+
+def _sharded_and_whole(parameters: list[nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Apart, because PyTorch's multi-tensor calls do not mix them."""
+    sharded: list[nn.Parameter] = [p for p in parameters if isinstance(p, DTensor)]
+    return sharded, [p for p in parameters if not isinstance(p, DTensor)]
 
 
 def _joined() -> bool:

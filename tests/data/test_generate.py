@@ -13,7 +13,14 @@ import pytest
 import torch
 
 from distill import backbones
-from distill.data.generate import Generation, TeacherLatents, make_here, read_prompts
+from distill.data.generate import (
+    Generation,
+    PairGeneration,
+    TeacherLatents,
+    TeacherPairs,
+    make_here,
+    read_prompts,
+)
 from distill.data.shards import LatentsDataset
 from distill.errors import ConfigError
 from tests.runs import command, environment
@@ -59,7 +66,8 @@ def test_damaged_and_missing_shards_are_made_again(whole: Path, sd3_folder: Path
     subprocess.run(["cp", "-r", str(whole), str(folder)], check=True)
     (folder / "shard-000001.arrow").write_bytes(b"damaged")
     (folder / "shard-000003.arrow").unlink()
-    assert maker(sd3_folder, folder).begin() == [1, 3]
+    with pytest.warns(UserWarning, match="shard-000001.arrow is damaged and is made again"):
+        assert maker(sd3_folder, folder).missing() == [1, 3]
     make_here(maker(sd3_folder, folder), "latents")
     assert shards(folder) == shards(whole)
 
@@ -98,6 +106,63 @@ def test_two_processes_share_the_work(whole: Path, sd3_folder: Path, tmp_path: P
 def test_other_settings_are_refused(whole: Path, sd3_folder: Path) -> None:
     with pytest.raises(ConfigError, match="guidance=3.0 there, 5.0 asked"):
         maker(sd3_folder, whole, guidance=5.0).begin()
+
+
+def test_a_larger_count_adds_to_a_folder(whole: Path, sd3_folder: Path, tmp_path: Path) -> None:
+    """20 samples end inside a shard, which is made anew as a whole one; whole shards stay as they are."""
+    make_here(maker(sd3_folder, tmp_path, count=20), "latents")
+    times = {name: (tmp_path / name).stat().st_mtime_ns for name in shards(tmp_path)}
+    make_here(maker(sd3_folder, tmp_path), "latents")
+    assert shards(tmp_path) == shards(whole)
+    assert [name for name, then in times.items() if (tmp_path / name).stat().st_mtime_ns != then] == [
+        "shard-000002.arrow"
+    ]
+    assert LatentsDataset.read_settings(tmp_path)["count"] == 40
+    with pytest.raises(ConfigError, match="holds 40 samples, 20 are asked for; ask for 40 or more"):
+        maker(sd3_folder, tmp_path, count=20).begin()
+
+
+def pairs(teacher: Path, folder: Path, **changes: object) -> TeacherPairs:
+    generation = PairGeneration(count=12, steps=3, shard_size=8, batch_size=4)
+    return TeacherPairs(backbones.load(str(teacher)), folder, dataclasses.replace(generation, **changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3"])
+def test_pairs_are_what_the_pipeline_makes_of_the_stored_noise(
+    family: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(f"{family}_folder")
+    maker = pairs(folder, tmp_path, embeddings=True)
+    make_here(maker, "pairs")
+    rows = LatentsDataset(tmp_path).__getitems__([0, 9])
+    backbone = backbones.load(str(folder))
+    pipeline = backbone.pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    if family != "sd3":
+        pipeline.scheduler = backbones.solver("DDIMScheduler", pipeline.scheduler)
+    call = {**backbone.call, "num_inference_steps": 3, "guidance_scale": 3.0, "output_type": "latent"}
+    plain = pipeline(rows["prompts"], latents=rows["noise"].clone(), **call).images
+    assert (rows["x0"] - plain).abs().max() < 2e-3 * plain.abs().max()  # stored as float16
+    embedded = backbone.text_encoder()(rows["prompts"])
+    for name, tensor in embedded.items():
+        assert torch.allclose(rows[f"cond.{name}"], tensor.float(), atol=1e-2, rtol=1e-2)
+
+
+def test_guidance_doubles_the_batch_and_not_the_calls(sd_folder: Path, tmp_path: Path) -> None:
+    maker = pairs(sd_folder, tmp_path)
+    asked: list[int] = []
+    network = maker.pipeline(torch.device("cpu")).unet
+    network.register_forward_pre_hook(lambda module, inputs: asked.append(len(inputs[0])))
+    maker.make([0, 1, 2, 3], torch.device("cpu"))
+    assert asked == [8, 8, 8]
+
+
+def test_progress_is_told_in_samples(sd_folder: Path, tmp_path: Path) -> None:
+    told: list[int] = []
+    pairs(sd_folder, tmp_path).write(1, torch.device("cpu"), told.append)
+    assert told == [4]
+    pairs(sd_folder, tmp_path).write(0, torch.device("cpu"), told.append)
+    assert told == [4, 4, 4]
 
 
 def test_prompts_file(tmp_path: Path) -> None:

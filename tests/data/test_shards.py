@@ -1,3 +1,4 @@
+import errno
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def prompts() -> list[str]:
 def folder(tmp_path, latents, prompts) -> Path:
     """Seven latents in shards of four and three."""
     for index, part in enumerate((slice(0, 4), slice(4, 7))):
-        write_shard(tmp_path / shard_name(index), latents[part], prompts[part])
+        write_shard(tmp_path / shard_name(index), {"x0": latents[part]}, prompts[part])
     _manifest(tmp_path, True)
     return tmp_path
 
@@ -44,8 +45,36 @@ def test_latents_come_back_as_they_were_written(folder, latents, prompts, indice
     assert batch["prompts"] == [prompts[index] for index in indices]
 
 
+def test_everything_stored_comes_back(tmp_path, latents, prompts):
+    stored = {"x0": latents, "noise": latents + 1, "cond.text": torch.randn(7, 3, 5), "cond.pooled": torch.randn(7, 6)}
+    write_shard(tmp_path / shard_name(0), stored, prompts)
+    save_json({"settings": {}, "complete": True, "shards": {shard_name(0): ""}}, tmp_path / MANIFEST)
+    batch = LatentsDataset(tmp_path).__getitems__([6, 1])
+    assert set(batch) == {*stored, "prompts"}
+    for name, tensor in stored.items():
+        assert torch.equal(batch[name], tensor.half().float()[[6, 1]])
+
+
+def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path, latents, prompts, monkeypatch):
+    from datasets.arrow_writer import ArrowWriter
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ArrowWriter, "finalize", full)
+    with pytest.raises(ConfigError, match="the disk is full at .*; make room and run the same command again"):
+        write_shard(tmp_path / shard_name(0), {"x0": latents}, prompts)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_shard_is_refused_when_read(folder):
+    (folder / shard_name(1)).write_bytes(b"damaged")
+    with pytest.raises(ConfigError, match="has a damaged shard; run the command that makes it again"):
+        LatentsDataset(folder)
+
+
 def test_low_precision_latents_can_be_written(tmp_path, latents, prompts):
-    write_shard(tmp_path / shard_name(0), latents.bfloat16(), prompts)
+    write_shard(tmp_path / shard_name(0), {"x0": latents.bfloat16()}, prompts)
     save_json({"settings": {}, "complete": True, "shards": {shard_name(0): ""}}, tmp_path / MANIFEST)
     batch = LatentsDataset(tmp_path).__getitems__(list(range(7)))
     assert torch.equal(batch["x0"], latents.bfloat16().half().float())
@@ -76,13 +105,13 @@ def test_a_folder_without_latents_is_refused(tmp_path, name):
 
 def test_a_shard_that_fails_leaves_nothing(tmp_path, latents):
     with pytest.raises(Exception, match="expected length|lengths|same"):
-        write_shard(tmp_path / shard_name(0), latents, ["too few"])
+        write_shard(tmp_path / shard_name(0), {"x0": latents}, ["too few"])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_fixed_share_of_captions_is_emptied(tmp_path):
     count = 1000
-    write_shard(tmp_path / shard_name(0), torch.zeros(count, 1, 1, 1), ["caption"] * count)
+    write_shard(tmp_path / shard_name(0), {"x0": torch.zeros(count, 1, 1, 1)}, ["caption"] * count)
     save_json({"settings": {}, "complete": True, "shards": {shard_name(0): ""}}, tmp_path / MANIFEST)
 
     def emptied(share: float) -> list[int]:

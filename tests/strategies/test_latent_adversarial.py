@@ -131,7 +131,7 @@ def test_the_critics_turn_reaches_the_critic_alone():
 
 def test_the_students_turn_reaches_the_student_alone():
     game = Game()
-    game.sample.pull(game.strategy.student_loss(game.sample, game.batch, 0))
+    game.sample.gather(game.sample.gradient(game.strategy.student_loss(game.sample, game.batch, 0)))
     game.sample.backward()
     assert any(parameter.grad.abs().max() > 0 for parameter in game.student.parameters() if parameter.grad is not None)
     assert {parameter.grad for parameter in game.strategy.critic.parameters()} == {None}

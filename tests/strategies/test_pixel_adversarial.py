@@ -25,7 +25,7 @@ class Game:
         given = tiny.batch(B)
         self.decodes = 0
         pictures = given.draws.uniform("pictures", 3, 16, 16) * 2 - 1
-        self.batch = Batch(given.x0, given.cond, given.prompts, given.draws, pictures, self.decode)
+        self.batch = Batch(given.x0, given.cond, given.prompts, given.draws, None, pictures, self.decode)
         self.strategy = PixelAdversarial(vision=str(vit), image=str(vit) if image else None, **settings)
         torch.manual_seed(3)
         self.strategy.configure(SimpleNamespace(pooled=tiny.POOLED), Frozen(torch.nn.Identity()))  # type: ignore[arg-type]
@@ -78,7 +78,7 @@ def test_r1_is_paid_at_the_heads_inputs(vit_folder: Path) -> None:
 
 def test_turns_leave_gradients_where_they_belong(vit_folder: Path) -> None:
     game = Game(vit_folder)
-    game.sample.pull(game.strategy.student_loss(game.sample, game.batch, 0))
+    game.sample.gather(game.sample.gradient(game.strategy.student_loss(game.sample, game.batch, 0)))
     assert all(p.grad is None for p in game.strategy.critic.parameters()), "the critic learnt in the student's turn"
     game.sample.backward()
     assert game.answer.grad is not None and game.answer.grad.any()
@@ -130,7 +130,9 @@ def test_text_condition_of_another_tower(vit_folder: Path, monkeypatch: pytest.M
 
 def test_latents_stand_for_real_pictures_once_decoded(vit_folder: Path) -> None:
     game = Game(vit_folder)
-    game.batch = Batch(game.answer.detach(), game.batch.cond, game.batch.prompts, game.batch.draws, None, game.decode)
+    game.batch = Batch(
+        game.answer.detach(), game.batch.cond, game.batch.prompts, game.batch.draws, None, None, game.decode
+    )
     assert torch.equal(game.batch.pixels, game.decode(game.answer.detach()))
     game.decodes = 0
     game.strategy.critic_loss(game.sample, game.batch, 0)

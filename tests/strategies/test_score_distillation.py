@@ -32,7 +32,7 @@ class Scene:
         make = {"sd": tiny.sd_denoiser, "sd3": tiny.sd3_denoiser}[family]
         self.teacher, self.decoder = make(seed=1).requires_grad_(False), Decoder().requires_grad_(False)
         given = tiny.batch(B)
-        self.batch = Batch(given.x0, given.cond, given.prompts, given.draws, None, self.decoder, self.encode)
+        self.batch = Batch(given.x0, given.cond, given.prompts, given.draws, None, None, self.decoder, self.encode)
         self.answer = (given.draws.like("answer", given.x0)).requires_grad_()
         self.sample = Sample(self.answer * 1.0, given.x0, torch.ones(B), self.decoder)
         self.term = ScoreDistillation(**settings)
@@ -125,9 +125,9 @@ def test_teacher_walks_down_evenly() -> None:
 
 def test_sample_is_decoded_once_with_gradient_and_the_target_once_without() -> None:
     scene = Scene()
-    scene.sample.pull(scene.term.student_loss(scene.sample, scene.batch, 0))
+    scene.sample.gather(scene.sample.gradient(scene.term.student_loss(scene.sample, scene.batch, 0)))
     assert scene.decoder.calls == 2
-    scene.sample.pull(scene.term.student_loss(scene.sample, scene.batch, 0))
+    scene.sample.gather(scene.sample.gradient(scene.term.student_loss(scene.sample, scene.batch, 0)))
     assert scene.decoder.calls == 3, "the sample was decoded again"
     scene.sample.backward()
     assert scene.answer.grad is not None and scene.answer.grad.any()

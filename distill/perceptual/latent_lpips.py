@@ -1,0 +1,180 @@
+"""LatentLPIPS: a perceptual distance between latents (Diffusion2GAN, arXiv 2405.05967, section 3.2), in the
+published layout.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.errors import ConfigError
+from distill.files import ASSETS
+
+TINY = "tiny-latent-lpips"  # the metric in distill/assets
+POOLS = (6, 13, 23)  # of VGG16-BN's five; a latent is an eighth of its picture already
+SLICES = ((0, 7), (7, 14), (14, 24), (24, 34), (34, 44))
+
+
+def trunk_layers(channels: int, width: int) -> list[nn.Module]:
+    """The layers of VGG16-BN (arXiv 1409.1556, configuration D) for latents, its first three pools left out.
+
+    Args:
+        channels: of the latents.
+        width: of the first layers; 64 in the published networks.
+    """
+    from torchvision.models.vgg import make_layers
+
+    times: list[int | str] = [1, 1, "M", 2, 2, "M", 4, 4, 4, "M", 8, 8, 8, "M", 8, 8, 8, "M"]
+    layers = list(make_layers([t if isinstance(t, str) else t * width for t in times], batch_norm=True))
+    layers[0] = nn.Conv2d(channels, width, 3, padding=1)
+    for index in POOLS:
+        layers[index] = nn.Identity()
+    return layers
+
+
+class _Trunk(nn.Module):
+    def __init__(self, channels: int, width: int):
+        super().__init__()
+        layers = trunk_layers(channels, width)
+        for number, (first, last) in enumerate(SLICES, 1):
+            named = {str(index): layers[index] for index in range(first, last)}
+            self.add_module(f"slice{number}", _sequence(named))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features = []
+        for piece in self.children():
+            x = piece(x)
+            features.append(x)
+        return features
+
+
+class _Calibration(nn.Module):
+    """A weight per channel. The dropout holds the place it has in the published files; the metric never trains."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.model = nn.Sequential(nn.Dropout(), nn.Conv2d(channels, 1, 1, bias=False))
+        nn.init.ones_(self.model[1].weight)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+class LatentLPIPS(nn.Module):
+    """Squared differences of a latent VGG16-BN's unit-normalised features, weighted per channel, averaged over
+    places and summed over five depths. Always in eval mode.
+
+    Its state dict has the names of the published package, without their duplicates under `lins`.
+
+    Args:
+        channels: of the latents, 4 or 16 in the published networks.
+        width: of the trunk's first layers.
+    """
+
+    def __init__(self, channels: int = 4, width: int = 64):
+        super().__init__()
+        self.net = _Trunk(channels, width)
+        for index, times in enumerate((1, 2, 4, 8, 8)):
+            self.add_module(f"lin{index}", _Calibration(times * width))
+        self.eval().requires_grad_(False)
+
+    @classmethod
+    def load(cls, name: str | Path) -> LatentLPIPS:
+        """A metric from the shipped `tiny-latent-lpips` or from a weight file.
+
+        Files may hold the whole metric as the published package stores it (with `lin*`, `lins.*` or both), or the
+        trunk alone (`model.features.*`, as its classifier's checkpoints do), whose channels then all weigh 1. Either
+        may say `module.` before every name, and may be a safetensors file. Sizes are taken from the weights.
+
+        Raises:
+            ConfigError: no such file, or one that holds something else.
+        """
+        path = ASSETS / f"{TINY}.safetensors" if str(name) == TINY else Path(name)
+        if not path.is_file():
+            raise ConfigError(
+                f"there are no LatentLPIPS weights at '{name}'; give a weight file of the metric or of its trunk, or "
+                f"the shipped {TINY}"
+            )
+        try:
+            weights = _canonical(_read(path))
+            metric = cls(weights["net.slice1.0.weight"].shape[1], len(weights["net.slice1.0.weight"]))
+            weights = {**{k: v for k, v in metric.state_dict().items() if k.startswith("lin")}, **weights}
+            metric.load_state_dict(weights)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"'{name}' holds no LatentLPIPS weights: neither the metric's (net.slice1.0.weight, lin0.model.1.weight"
+                ", ...) nor its trunk's (model.features.0.weight, ...)"
+            ) from error
+        return metric
+
+    @property
+    def channels(self) -> int:
+        """Of the latents it compares."""
+        return self.net.slice1[0].in_channels  # type: ignore[index,union-attr,return-value]
+
+    def train(self, mode: bool = True) -> LatentLPIPS:
+        """Stays in eval mode: its batch norms and dropouts are those of a metric."""
+        return super().train(False)
+
+    def differences(self, first: Tensor, second: Tensor) -> list[Tensor]:
+        """Latents `[B, C, h, w]` twice, scaled as the diffusion model sees them -> five squared differences of unit
+        features, `[B, D, h', w']`.
+        """
+        features = self.net(torch.cat([first, second]))
+        return [(a - b).square() for a, b in (_unit(feature.float()).chunk(2) for feature in features)]
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Latents `[B, C, h, w]` twice, scaled as the diffusion model sees them -> distances `[B]`."""
+        differences = self.differences(first, second)
+        weights = [getattr(self, f"lin{index}").model[1].weight[0].float() for index in range(len(differences))]
+        return torch.stack(
+            [(weight * d).sum(1).mean((1, 2)) for weight, d in zip(weights, differences, strict=True)]
+        ).sum(0)
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x / (x.square().sum(1, keepdim=True) + 1e-8).sqrt()
+
+
+def _sequence(named: dict[str, nn.Module]) -> nn.Sequential:
+    from collections import OrderedDict
+
+    return nn.Sequential(OrderedDict(named))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return {name: tensor.float() for name, tensor in load_file(path).items()}
+    import pickle
+
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError) as error:
+        raise ValueError("not a weight file") from error
+    if not isinstance(stored, dict):
+        raise ValueError("not a state dict")
+    return stored.get("state_dict", stored)
+
+
+def _canonical(stored: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names as in `LatentLPIPS`, from any of the layouts that `load` reads."""
+    stored = {name.removeprefix("module."): tensor for name, tensor in stored.items()}
+    features = {name.removeprefix("model."): tensor for name, tensor in stored.items()}
+    if any(name.startswith("features.") for name in features):
+        return {_place(name): tensor for name, tensor in features.items() if name.startswith("features.")}
+    answer = {name: tensor for name, tensor in stored.items() if not name.startswith("lins.")}
+    for name, tensor in stored.items():
+        if name.startswith("lins."):
+            answer.setdefault(name.replace("lins.", "lin", 1), tensor)
+    return answer
+
+
+def _place(name: str) -> str:
+    _, index, rest = name.split(".", 2)
+    number = next(n for n, (first, last) in enumerate(SLICES, 1) if first <= int(index) < last)
+    return f"net.slice{number}.{index}.{rest}"

@@ -1,0 +1,168 @@
+"""The conditional diffusion GAN of Diffusion2GAN (Kang et al. 2024, https://arxiv.org/abs/2405.05967, section 3.3)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from distill.adversarial.gan import (
+    R1,
+    ApproximateR1,
+    ExactR1,
+    GanLoss,
+    Logistic,
+    Logits,
+    finite_difference_penalty,
+    gradient_penalty,
+)
+from distill.adversarial.unet import conditional_critic
+from distill.backbones.base import Backbone
+from distill.batch import Batch, Cond, Sample, no_autocast
+from distill.errors import ConfigError
+from distill.frozen import Frozen
+from distill.strategies.base import Strategy
+
+
+class ConditionalAdversarial(Strategy):
+    """A critic of (latent, noise, prompt) that begins as the teacher and is trained whole.
+
+    Real are the triples of the data, fake are the student's latents with the same noise and prompt. A share of the
+    fakes is replaced by real latents whose latent, prompt or noise belongs to another triple (mix-and-match), so that
+    the critic has to look at what belongs together. Losses are means over places, readouts and batch.
+
+    Args:
+        weight: of this term, published nowhere; `balanced` keeps its gradient at the sample as long as that of the
+            terms with a number.
+        loss: the game; logistic, non-saturating, if not given.
+        r1: gradient penalty towards the real latents; none if not given, strength published nowhere. `ExactR1` needs a
+            critic that is whole; `ApproximateR1` works on a sharded one too. The paper pays every 16 steps.
+        r1_samples: how many samples of each process's share of the batch pay; one in the paper.
+        noise: condition on the noise.
+        multi_scale: feed and read every scale of the U-Net rather than read its end.
+        pretrained: begin with the teacher's weights rather than random ones.
+        mixed_latents, mixed_prompts, mixed_noises: shares of the fakes that are replaced each way; published nowhere.
+
+    Raises:
+        ConfigError: shares that are none.
+    """
+
+    weight: float | Literal["balanced"]  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        weight: float | Literal["balanced"] = "balanced",
+        loss: GanLoss | None = None,
+        r1: R1 | None = None,
+        r1_samples: int = 1,
+        noise: bool = True,
+        multi_scale: bool = True,
+        pretrained: bool = True,
+        mixed_latents: float = 0.25,
+        mixed_prompts: float = 0.25,
+        mixed_noises: float = 0.25,
+    ):
+        super().__init__(weight)
+        self.shares = (mixed_latents, mixed_prompts, mixed_noises)
+        if min(self.shares) < 0 or sum(self.shares) >= 1:
+            raise ConfigError(
+                f"ConditionalAdversarial's mixed_latents, mixed_prompts and mixed_noises are shares of the fakes and "
+                f"leave some to the student: each 0 or more, below 1 together; got {', '.join(map(str, self.shares))}"
+            )
+        if r1_samples < 1:
+            raise ConfigError(f"ConditionalAdversarial's r1_samples must be 1 or more, got {r1_samples}")
+        self.loss, self.r1, self.r1_samples = loss or Logistic(), r1, r1_samples
+        self.noise, self.multi_scale, self.pretrained = noise, multi_scale, pretrained
+
+    def configure(self, backbone: Backbone, teacher: Frozen) -> None:
+        denoiser = backbone.denoiser()
+        if not self.pretrained:
+            denoiser.forget(seed=0)
+        self.critic = conditional_critic(denoiser, backbone.latent_shape()[0], self.noise, self.multi_scale)
+
+    def check(self, batch_size: int) -> None:
+        if batch_size < 2 and any(self.shares):
+            raise ConfigError(
+                "ConditionalAdversarial mixes triples and needs at least 2 samples per process, got 1; raise "
+                "data.batch_size or set mixed_latents, mixed_prompts and mixed_noises to 0"
+            )
+
+    def check_sharded(self) -> None:
+        if isinstance(self.r1, ExactR1):
+            raise ConfigError(
+                "ConditionalAdversarial with ExactR1 cannot train a sharded critic, whose double backward pass loses "
+                "gradients; set r1 to ApproximateR1"
+            )
+
+    def student_loss(self, sample: Sample, batch: Batch, step: int) -> Tensor:
+        logits = self._ask(sample.x0, self._noise_of(batch), batch.cond)
+        return self.loss.student(logits) / len(logits)
+
+    def critic_loss(self, sample: Sample, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Real triples and fakes through the critic in one pass."""
+        noise = self._noise_of(batch)
+        x, fake_noise, fake_cond = self._mix(sample.x0.detach(), noise, batch)
+        cond = {name: torch.cat([tensor, fake_cond[name]]) for name, tensor in batch.cond.items()}
+        logits = self._ask(torch.cat([batch.x0, x]), torch.cat([noise, fake_noise]), cond)
+        real, fake = ([head.chunk(2)[half] for head in logits] for half in (0, 1))
+        terms = {"game": self.loss.critic(real, fake) / len(logits)}
+        if self.r1 is not None and self.r1.due(step):
+            terms["r1"] = self.r1.weight * self.r1.every * self._penalty(self.r1, batch, noise)
+        self.report = {"real": _mean(real), "fake": _mean(fake)}
+        return terms
+
+    def _mix(self, x: Tensor, noise: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Cond]:
+        """The fakes: the student's triples, some replaced by real latents that do not belong to their prompt or noise.
+
+        What does not belong is taken from the neighbour in the batch, so that any number of processes mixes alike.
+        """
+        edges = torch.tensor(self.shares, device=x.device).cumsum(0)
+        kind = torch.bucketize(batch.draws.uniform("conditional/mix"), edges, right=True)  # 0, 1, 2; 3 is the student's
+        other = _neighbours(len(x), x.device)
+        latents = _pick(kind == 0, batch.x0[other], _pick(kind < 3, batch.x0, x))
+        cond = {name: _pick(kind == 1, tensor[other], tensor) for name, tensor in batch.cond.items()}
+        return latents, _pick(kind == 2, noise[other], noise), cond
+
+    def _penalty(self, r1: R1, batch: Batch, noise: Tensor) -> Tensor:
+        """R1 of the first samples, in a pass of its own: gradients of gradients need plain attention."""
+        some = slice(0, self.r1_samples)
+        x, z = batch.x0[some].detach(), noise[some]
+        cond = {name: tensor[some] for name, tensor in batch.cond.items()}
+        if isinstance(r1, ApproximateR1):
+            nudge = r1.sigma * batch.draws.like("conditional/nudge", batch.x0)[some]
+            return finite_difference_penalty([self._score(x, z, cond)], [self._score(x + nudge, z, cond)])
+        with sdpa_kernel(SDPBackend.MATH), no_autocast(x.device):
+            x = x.requires_grad_()
+            return gradient_penalty([self._score(x, z, cond)], [x])
+
+    def _score(self, x: Tensor, noise: Tensor, cond: Cond) -> Tensor:
+        """One number per sample, the mean over places and readouts: `[B]`."""
+        return torch.stack([head.float().flatten(1).mean(1) for head in self._ask(x, noise, cond)]).mean(0)
+
+    def _ask(self, x: Tensor, noise: Tensor, cond: Cond) -> Logits:
+        assert self.critic is not None
+        return self.critic(x, noise, cond)
+
+    def _noise_of(self, batch: Batch) -> Tensor:
+        if batch.noise is None:
+            raise ConfigError(
+                "ConditionalAdversarial judges latents beside the noise they came from; it needs PairsData"
+            )
+        return batch.noise
+
+
+def _neighbours(size: int, device: torch.device) -> Tensor:
+    """Each sample's partner, two by two; the last of an odd number takes the one before it."""
+    partners = torch.arange(size, device=device) ^ 1
+    partners[-1] = size - 2
+    return partners
+
+
+def _pick(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    return torch.where(mask.view(-1, *[1] * (no.ndim - 1)), yes, no)
+
+
+def _mean(logits: Logits) -> Tensor:
+    return torch.stack([head.detach().float().mean() for head in logits]).mean()
