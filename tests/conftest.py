@@ -54,6 +54,44 @@ def sd3_latents(sd3_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
+def _pairs(teacher: Path, folder: Path) -> Path:
+    from distill import backbones
+    from distill.data.generate import PairGeneration, TeacherPairs, make_here
+
+    generation = PairGeneration(count=64, steps=2, shard_size=32, batch_size=32)
+    make_here(TeacherPairs(backbones.load(str(teacher)), folder, generation), "pairs")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sd_pairs(sd_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """64 ODE pairs of the small SD 1.5."""
+    return _pairs(sd_folder, tmp_path_factory.mktemp("pairs") / "sd")
+
+
+@pytest.fixture(scope="session")
+def sdxl_pairs(sdxl_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """64 ODE pairs of the small SDXL."""
+    return _pairs(sdxl_folder, tmp_path_factory.mktemp("pairs") / "sdxl")
+
+
+@pytest.fixture(scope="session")
+def sd3_pairs(sd3_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """64 ODE pairs of the small SD3."""
+    return _pairs(sd3_folder, tmp_path_factory.mktemp("pairs") / "sd3")
+
+
+@pytest.fixture(scope="session")
+def latent_lpips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random LatentLPIPS for latents of 4 channels, as a weight file."""
+    from distill.perceptual.latent_lpips import LatentLPIPS
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("networks") / "latent_lpips.pth"
+    torch.save(LatentLPIPS(width=4).state_dict(), path)
+    return path
+
+
 @pytest.fixture(scope="session")
 def vit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random vision transformer on disk."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from distill.errors import ConfigError
 from distill.export import load_student
 from distill.strategies import Discrete, NoisedData, ScoreDistillation
 from distill.training.module import DistillModule
-from tests.runs import checkpoint, fit_arguments, logged
+from tests.runs import ROOT, checkpoint, fit_arguments, logged
 
 
 @pytest.fixture
@@ -46,12 +47,69 @@ def test_add_runs_two_steps(
         assert len(scalars[name]) == 2 and all(0 < abs(value) < 1e4 for value in scalars[name]), name
     saved = checkpoint(tmp_path)
     assert saved["global_step"] == 2 and saved["distill"]["strategies"] == ["PixelAdversarial", "ScoreDistillation"]
-    assert {name.split(".")[0] for name in saved["state_dict"]} == {"student", "ema", "strategies", "skipped", "latent"}
+    assert {name.split(".")[0] for name in saved["state_dict"]} == {
+        "student",
+        "ema",
+        "strategies",
+        "skipped",
+        "lengths",
+        "latent",
+    }
     start = backbones.load(str(teacher)).denoiser().state_dict()
     student = load_student(tmp_path / "checkpoints" / "last.ckpt", raw=True)
     moved = [name for name, tensor in student.denoiser.state_dict().items() if not torch.equal(tensor, start[name])]
     assert len(moved) == len(start), "some weights of the student never moved"
     assert (tmp_path / "samples" / "step-000002.png").is_file()
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_diffusion2gan_runs_two_steps_from_an_earlier_stage(
+    family: str, latent_lpips: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Regression alone, then with the critic, from the first stage's checkpoint: the commands in the recipe's head."""
+    name = "sd" if family == "sd15" else family
+    teacher, pairs = request.getfixturevalue(f"{name}_folder"), request.getfixturevalue(f"{name}_pairs")
+    recipe = f"diffusion2gan_{family}.yaml"
+    metric = {"class_path": "PerceptualRegression", "init_args": {"weights": str(latent_lpips)}}
+    terms = {"model__strategies": json.dumps([metric])}
+    main(fit_arguments(recipe, teacher, pairs, tmp_path / "first", **terms))
+    last = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    assert checkpoint(tmp_path / "first")["distill"]["strategies"] == ["PerceptualRegression"]
+    text = (ROOT / "recipes" / recipe).read_text()
+    changed = tmp_path / recipe
+    changed.write_text(re.sub(r"weights: weights/\S+", f"weights: {latent_lpips}", text))
+    options = {"model__student_init": last, "samples__every": 2}
+    main(fit_arguments(str(changed), teacher, pairs, tmp_path / "second", **options))
+    scalars = logged(tmp_path / "second")
+    for term in ("student/PerceptualRegression", "student/ConditionalAdversarial", "weight/ConditionalAdversarial",
+                 "critic/ConditionalAdversarial/game", "gradient_at_sample/ConditionalAdversarial"):  # fmt: skip
+        assert len(scalars[term]) == 2 and all(0 < abs(value) < 1e4 for value in scalars[term]), term
+    assert scalars["critic/ConditionalAdversarial/r1"][0] > 0
+    lengths = [scalars[f"gradient_at_sample/{term}"][0] for term in ("PerceptualRegression", "ConditionalAdversarial")]
+    assert lengths[0] == pytest.approx(lengths[1], rel=1e-4), "balanced: both gradients are as long"
+    before, after = (load_student(run / "checkpoints" / "last.ckpt", raw=True).denoiser.state_dict()
+                     for run in (tmp_path / "first", tmp_path / "second"))  # fmt: skip
+    assert all(not torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert (tmp_path / "second" / "samples" / "step-000002.png").is_file()
+
+
+def test_diffusion2gan_on_an_sd3_teacher(sd3_folder: Path, sd3_pairs: Path, tmp_path: Path) -> None:
+    """The critic of a transformer, with a regression that needs no weights."""
+    terms = [{"class_path": "PerceptualRegression", "init_args": {"distance": "pseudo_huber"}},
+             {"class_path": "ConditionalAdversarial", "init_args": {"r1": "ExactR1"}}]  # fmt: skip
+    options = {"model__strategies": json.dumps(terms)}
+    main(fit_arguments("diffusion2gan_sd15.yaml", sd3_folder, sd3_pairs, tmp_path, **options))
+    assert len(logged(tmp_path)["critic/ConditionalAdversarial/game"]) == 2
+
+
+def test_a_lazy_penalty_is_logged_whenever_the_log_comes_next(sd_folder: Path, sd_pairs: Path, tmp_path: Path) -> None:
+    """Paid after steps 0, 2 and 4, logged after steps 2, 4 and 6, which are others."""
+    penalty = {"class_path": "ExactR1", "init_args": {"every": 2}}
+    terms = [{"class_path": "PerceptualRegression", "init_args": {"distance": "mse"}},
+             {"class_path": "ConditionalAdversarial", "init_args": {"r1": penalty}}]  # fmt: skip
+    options = {"model__strategies": json.dumps(terms), "trainer__max_steps": 6, "trainer__log_every_n_steps": 2}
+    main(fit_arguments("diffusion2gan_sd15.yaml", sd_folder, sd_pairs, tmp_path, **options))
+    assert len(set(logged(tmp_path)["critic/ConditionalAdversarial/r1"])) == 3
 
 
 def test_tiny_add_runs_two_steps_as_it_is(tmp_path: Path) -> None:

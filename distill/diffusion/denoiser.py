@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -42,6 +43,21 @@ class Denoiser(nn.Module):
     def predict(self, x_t: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
         """The network's own output, `[B, C, H, W]`, in its own parametrisation."""
         raise NotImplementedError
+
+    @contextmanager
+    def twice_differentiable(self) -> Iterator[None]:
+        """Inside, a forward pass can be gone back through twice: plain attention, and nothing that is recomputed, for
+        that would happen outside.
+        """
+        recomputed = self.network.is_gradient_checkpointing
+        if recomputed:
+            self.network.disable_gradient_checkpointing()
+        try:
+            with sdpa_kernel(SDPBackend.MATH):
+                yield
+        finally:
+            if recomputed:
+                self.network.enable_gradient_checkpointing()
 
     def forget(self, seed: int) -> None:
         """Puts random weights, a function of `seed`, in place of the trained ones."""

@@ -52,7 +52,7 @@ class _Trunk(nn.Module):
 
 
 class _Calibration(nn.Module):
-    """A weight per channel. The dropout holds the place it has in the published files; the metric never trains."""
+    """A weight per channel behind a dropout, which a metric in eval mode passes over."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -60,7 +60,7 @@ class _Calibration(nn.Module):
         nn.init.ones_(self.model[1].weight)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model(x)
+        return self.model(x.to(self.model[1].weight.dtype))  # type: ignore[arg-type]
 
 
 class LatentLPIPS(nn.Module):
@@ -128,11 +128,13 @@ class LatentLPIPS(nn.Module):
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """Latents `[B, C, h, w]` twice, scaled as the diffusion model sees them -> distances `[B]`."""
-        differences = self.differences(first, second)
-        weights = [getattr(self, f"lin{index}").model[1].weight[0].float() for index in range(len(differences))]
-        return torch.stack(
-            [(weight * d).sum(1).mean((1, 2)) for weight, d in zip(weights, differences, strict=True)]
-        ).sum(0)
+        pieces = zip(self.calibration, self.differences(first, second), strict=True)
+        return torch.stack([piece(difference).mean((1, 2, 3)) for piece, difference in pieces]).sum(0)
+
+    @property
+    def calibration(self) -> list[nn.Module]:
+        """The layers that weigh the channels, one per depth; in eval mode unless they are being trained."""
+        return [getattr(self, f"lin{index}") for index in range(len(SLICES))]
 
 
 def _unit(x: Tensor) -> Tensor:

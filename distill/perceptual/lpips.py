@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from distill.errors import ConfigError
 from distill.files import ASSETS
@@ -19,8 +20,8 @@ def load_lpips(network: str = "vgg", weights: str | None = None) -> Any:
 
     Args:
         network: its trunk, one of torchvision's `vgg` (16), `alex` and `squeeze` (1.1).
-        weights: a state dict of the metric (safetensors or torch), the shipped `tiny-lpips`, or None for the package's
-            calibration on a trunk from the hub.
+        weights: a state dict of the metric or of torchvision's classifier, whose channels then all weigh 1 (safetensors
+            or torch); the shipped `tiny-lpips`; or None for the package's calibration on a trunk from the hub.
 
     Raises:
         ConfigError: an unknown trunk, or a file that does not hold its weights.
@@ -40,12 +41,24 @@ def load_lpips(network: str = "vgg", weights: str | None = None) -> Any:
     if not path.is_file():
         raise ConfigError(f"there are no LPIPS weights at '{weights}'; give a weight file or the shipped {TINY}")
     try:
-        metric.load_state_dict(_read(path))
+        metric.load_state_dict(_canonical(_read(path), metric.state_dict()))
     except (RuntimeError, AttributeError) as error:
         raise ConfigError(
             f"'{weights}' does not hold the weights of LPIPS on {network}; name the network they are for"
         ) from error
     return metric.eval().requires_grad_(False)
+
+
+def _canonical(stored: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names as in the package's metric, from its own or from a classifier's `features.*`; `lins.*` repeat `lin*`."""
+    stored = {name.removeprefix("model."): tensor for name, tensor in stored.items()}
+    if not any(name.startswith("features.") for name in stored):
+        repeats = {f"lins.{name[3:]}": tensor for name, tensor in stored.items() if name.startswith("lin")}
+        return {**stored, **{name: tensor for name, tensor in repeats.items() if name in own}}
+    places = {name.split(".", 2)[2]: name for name in own if name.startswith("net.")}  # 0.weight: net.slice1.0.weight
+    trunk = {places[name[9:]]: tensor for name, tensor in stored.items() if name[9:] in places}
+    rest = {n: torch.ones_like(t) if n.startswith("lin") else t for n, t in own.items() if not n.startswith("net.")}
+    return {**rest, **trunk}
 
 
 def _read(path: Path) -> Any:

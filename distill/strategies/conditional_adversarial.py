@@ -6,7 +6,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distill.adversarial.gan import (
     R1,
@@ -126,14 +125,14 @@ class ConditionalAdversarial(Strategy):
         return latents, _pick(kind == 2, noise[other], noise), cond
 
     def _penalty(self, r1: R1, batch: Batch, noise: Tensor) -> Tensor:
-        """R1 of the first samples, in a pass of its own: gradients of gradients need plain attention."""
+        """R1 of the first samples, in a pass of its own."""
         some = slice(0, self.r1_samples)
         x, z = batch.x0[some].detach(), noise[some]
         cond = {name: tensor[some] for name, tensor in batch.cond.items()}
         if isinstance(r1, ApproximateR1):
             nudge = r1.sigma * batch.draws.like("conditional/nudge", batch.x0)[some]
             return finite_difference_penalty([self._score(x, z, cond)], [self._score(x + nudge, z, cond)])
-        with sdpa_kernel(SDPBackend.MATH), no_autocast(x.device):
+        with self.critic.denoiser.twice_differentiable(), no_autocast(x.device):  # type: ignore[union-attr,operator]
             x = x.requires_grad_()
             return gradient_penalty([self._score(x, z, cond)], [x])
 

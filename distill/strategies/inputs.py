@@ -28,11 +28,16 @@ class Inputs:
         Raises:
             ConfigError: a number of steps it was not trained for.
         """
-        if not 1 <= steps <= len(self.few_levels):
-            raise ConfigError(
-                f"this student samples in 1 to {len(self.few_levels)} steps, as many as it has levels; not in {steps}"
-            )
+        if not 1 <= steps <= (most := len(self.few_levels)):
+            counts = f"in 1 to {most} steps, as many as it has levels" if most > 1 else "in 1 step, at its one level"
+            raise ConfigError(f"this student samples {counts}; not in {steps}")
         return Discrete(self.few_levels).visited(steps)
+
+    def counts(self, wished: tuple[int, ...]) -> tuple[int, ...]:
+        """Those numbers of steps among `wished` that this student has levels for; all for a network without few levels,
+        which is then refused by `visited`.
+        """
+        return tuple(n for n in wished if n <= len(self.few_levels)) or wished
 
 
 class NoisedData(Inputs):

@@ -24,7 +24,7 @@ class SampleGrid(L.Callback):
 
     Args:
         prompts: what is painted; shapes captions if not given.
-        steps: numbers of student steps.
+        steps: numbers of student steps; those of 1, 2 and 4 that it has levels for if not given.
         every: student updates between two grids; 0 for none.
         folder: where the PNG files go; `samples` under the trainer's default_root_dir if not given.
         scale: enlargement of each pixel.
@@ -33,7 +33,7 @@ class SampleGrid(L.Callback):
     def __init__(
         self,
         prompts: list[str] | None = None,
-        steps: tuple[int, ...] = (1, 2, 4),
+        steps: tuple[int, ...] | None = None,
         every: int = 500,
         folder: str | None = None,
         scale: int = 2,
@@ -44,7 +44,7 @@ class SampleGrid(L.Callback):
 
     def setup(self, trainer: L.Trainer, module: Any, stage: str) -> None:
         if self.every and stage == "fit":
-            for n in self.steps:
+            for n in self._counts(module):
                 module.inputs.visited(n)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
@@ -55,7 +55,8 @@ class SampleGrid(L.Callback):
 
     def paint(self, trainer: L.Trainer, module: DistillModule) -> None:
         """Paints one grid; every process takes part, the first one writes."""
-        rows = [painter(self.prompts) for painter in painters(module, self.steps).values()]
+        counts = self._counts(module)
+        rows = [painter(self.prompts) for painter in painters(module, counts).values()]
         if not trainer.is_global_zero:
             return
         picture = grid(torch.cat(rows), columns=len(self.prompts), scale=self.scale)
@@ -63,25 +64,27 @@ class SampleGrid(L.Callback):
         save_png(picture, folder / f"step-{trainer.global_step:06d}.png")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(
-                    "samples/steps_" + "_".join(map(str, self.steps)), picture, trainer.global_step
-                )
+                logger.experiment.add_image("samples/steps_" + "_".join(map(str, counts)), picture, trainer.global_step)
+
+    def _counts(self, module: Any) -> tuple[int, ...]:
+        return self.steps or module.inputs.counts((1, 2, 4))
 
 
 class Evaluation(L.Callback):
     """`fid_shapes` and `alignment` of the student at some numbers of steps, during validation and test.
 
     Args:
-        steps: numbers of student steps.
+        steps: numbers of student steps; those of 1 and 4 that it has levels for if not given.
         seed: of the images' noise.
     """
 
-    def __init__(self, steps: tuple[int, ...] = (1, 4), seed: int = 0):
+    def __init__(self, steps: tuple[int, ...] | None = None, seed: int = 0):
         self.steps, self.seed = steps, seed
 
     def on_validation_epoch_start(self, trainer: L.Trainer, module: Any) -> None:
-        self.painters = painters(module, self.steps)
-        self.metrics = {n: (FidShapes().to(module.device), Alignment().to(module.device)) for n in self.steps}
+        counts = self.steps or module.inputs.counts((1, 4))
+        self.painters = painters(module, counts)
+        self.metrics = {n: (FidShapes().to(module.device), Alignment().to(module.device)) for n in counts}
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0

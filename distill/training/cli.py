@@ -16,6 +16,7 @@ import distill.data.shapes_data
 import distill.strategies
 import distill.tiny.autoencoder
 import distill.tiny.judge
+import distill.tiny.perceptual
 import distill.tiny.text
 import distill.tiny.vision
 import distill.training.module  # noqa: F401  (imported so that recipes can use short class names)

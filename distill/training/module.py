@@ -345,11 +345,15 @@ class DistillModule(L.LightningModule):
         ]
 
     def _log_scalars(self) -> None:
-        """Logs what the turns of this batch left where it is due: averaged over all processes in one reduction."""
-        scalars, self._scalars = self._scalars, {}
+        """Logs what the turns since the last time left, where it is due: averaged over all processes in one reduction.
+
+        Of what every batch computes that is this batch's; a lazy penalty's is its last.
+        """
+        self._scalars = {name: value.detach() for name, value in self._scalars.items()}
         if (self.trainer.fit_loop.total_batch_idx + 1) % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
-        values = parallel.average(torch.stack([value.detach().float() for value in scalars.values()]))
+        scalars, self._scalars = self._scalars, {}
+        values = parallel.average(torch.stack([value.float() for value in scalars.values()]))
         for name, value in zip(scalars, values, strict=True):
             self.log(name, value, prog_bar=name.startswith("student/"))
         self.log("skipped_updates", self.skipped[0].float())

@@ -30,6 +30,9 @@ COMPARED = {
              "gradient_at_sample/LatentAdversarial", *NORMS),
     "add": ("student/PixelAdversarial", "student/ScoreDistillation", "critic/PixelAdversarial/game",
             "critic/PixelAdversarial/r1", "gradient_at_sample/PixelAdversarial", *NORMS),
+    "diffusion2gan": ("student/PerceptualRegression", "student/ConditionalAdversarial", "weight/ConditionalAdversarial",
+                      "critic/ConditionalAdversarial/game", "critic/ConditionalAdversarial/r1",
+                      "gradient_at_sample/ConditionalAdversarial", *NORMS),
 }  # fmt: skip
 
 
@@ -44,12 +47,23 @@ class Method:
 
 @pytest.fixture(scope="module", params=COMPARED)
 def method(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Method:
-    """Five steps of LADD on a small SD3, or of ADD on a small SD."""
+    """Five steps of LADD on a small SD3, or of ADD or Diffusion2GAN on a small SD."""
     get = request.getfixturevalue
 
     def arguments(folder: Path, **options: Any) -> list[str]:
         if request.param == "ladd":
             return fit_arguments("ladd_sd3.yaml", get("sd3_folder"), get("sd3_latents"), folder, **options)
+        if request.param == "diffusion2gan":
+            # R1 of each process's first sample would be another loss on two of them; a finite difference of a tiny step
+            # is rounding; and a pool over what was cut out picks one of equals, by rounding too.
+            penalty = {"class_path": "ApproximateR1", "init_args": {"sigma": 0.1, "every": 1}}
+            critic = {"class_path": "ConditionalAdversarial", "init_args": {"r1": penalty, "r1_samples": 16}}
+            settings = {"weights": str(get("latent_lpips")), "changes": "c"}
+            metric = {"class_path": "PerceptualRegression", "init_args": settings}
+            terms = {"model__strategies": json.dumps([metric, critic])}
+            return fit_arguments(
+                "diffusion2gan_sd15.yaml", get("sd_folder"), get("sd_pairs"), folder, **terms, **options
+            )
         vit = str(get("vit_folder"))
         critic = {"class_path": "PixelAdversarial", "init_args": {"vision": vit, "image": vit, "r1": "ExactR1"}}
         sizes = {"data__source": get("pictures"), "data__height": 32, "data__width": 32}
