@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from distill.cli import quiet
 from distill.evaluation.evaluate import evaluate_on_shapes
+from distill.export import load_student
 from distill.files import read_json, save_json
 from distill.inference import open_student_painter
 
@@ -79,12 +80,32 @@ def swapped(index: int, name: str, **values: Any) -> Change:
     return change
 
 
+def both(*changes: Change) -> Change:
+    """One change after the other."""
+
+    def change(config: DictConfig) -> None:
+        for one in changes:
+            one(config)
+
+    return change
+
+
 def same(_: DictConfig) -> None:
     """The recipe itself."""
 
 
 PIXEL, SCORE = 0, 1  # places of tiny_add.yaml's strategies
 LATENT = {"levels": {"class_path": "LogitNormal", "init_args": {"m": -1.5, "s": 1.5}}}  # as in tiny_ladd.yaml
+REGRESSION, CRITIC = 0, 1  # places of tiny_diffusion2gan.yaml's strategies
+PLAIN = {"r1": None, "noise": False, "multi_scale": False}
+UNMIXED = {"mixed_latents": 0.0, "mixed_prompts": 0.0, "mixed_noises": 0.0}
+
+
+def distance(name: str, **values: Any) -> Change:
+    """Regression alone, from the teacher, by another distance."""
+    return both(term(REGRESSION, distance=name, **values), only(REGRESSION), put(student_init="teacher"))
+
+
 TABLES = {
     "add_ablation": Table(
         "tiny_add",
@@ -100,6 +121,23 @@ TABLES = {
             "2 teacher steps": term(SCORE, teacher_steps=2),
             "4 teacher steps": term(SCORE, teacher_steps=4),
             "sds weighting": term(SCORE, weighting="sds"),
+        },
+    ),
+    "diffusion2gan_ablation": Table(
+        "tiny_diffusion2gan",
+        "Diffusion2GAN (arXiv 2405.05967), Tables 1 and 2; the latter's rows begin at the first stage's checkpoint",
+        {
+            "e_latent_lpips": distance("e_latent_lpips"),
+            "lpips": distance("lpips", weights="tiny-lpips", network="squeeze"),
+            "latent_lpips": distance("latent_lpips"),
+            "pseudo_huber": distance("pseudo_huber"),
+            "mse": distance("mse"),
+            "regression": only(REGRESSION),
+            "+ diffusion critic": term(CRITIC, **PLAIN, **UNMIXED),
+            "+ noise": term(CRITIC, **{**PLAIN, "noise": True}, **UNMIXED),
+            "+ R1": term(CRITIC, multi_scale=False, **UNMIXED),
+            "+ multi-scale": term(CRITIC, **UNMIXED),
+            "+ mix-and-match": same,
         },
     ),
     "hybrids": Table(
@@ -156,7 +194,8 @@ def measure(table: Table, name: str, seed: int, options: argparse.Namespace) -> 
     command = [sys.executable, "-m", "distill", "fit", "--config", str(folder / "recipe.yaml"), "--ckpt_path", "last"]
     subprocess.run(command, check=True)
     checkpoint = str(folder / "checkpoints" / "last.ckpt")
-    found = {n: evaluate_on_shapes(open_student_painter(checkpoint, n), options.samples) for n in (1, 4)}
+    counts = [n for n in (1, 4) if str(n) in load_student(checkpoint).calls]
+    found = {n: evaluate_on_shapes(open_student_painter(checkpoint, n), options.samples) for n in counts}
     shutil.rmtree(folder / "checkpoints")  # tens of rows of them would fill a disk
     return {f"{what}_{n}": found[n][what] for n in found for what in ("fid_shapes", "alignment")}
 

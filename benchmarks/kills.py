@@ -1,4 +1,4 @@
-"""Pair generation killed at random moments: nothing is lost, nothing doubled; and how much of its time is the network's.
+"""Pair generation killed at random moments, nothing lost or doubled; and how much of its time is the network's.
 
 One folder is made in peace, another under SIGKILLs at random moments; both manifests' checksums must agree. Then a
 shard is made with a clock on every call of the U-Net.

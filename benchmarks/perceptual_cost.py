@@ -2,8 +2,8 @@
 
 `decode + lpips` sends the latent through the SD autoencoder's decoder and LPIPS compares pictures of 512x512;
 `e_latent_lpips` changes both latents and compares them with a full-width LatentLPIPS; `latent_lpips` leaves the change
-out. Networks have the real architectures and random weights. Each runs in a process of its own, in turn, several rounds;
-memory is the process's peak over what it was with the networks loaded.
+out. Networks have the real architectures and random weights. Each runs in a process of its own, in turn, several
+rounds; memory is the process's peak over what it was with the networks loaded.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,14 +57,29 @@ def test_every_row_of_the_ablations_is_a_recipe_that_can_be_built() -> None:
         for row, change in table.rows.items():
             config = OmegaConf.load(ROOT / "recipes" / f"{table.recipe}.yaml")
             change(config)
+            if "student_init" in config.model.init_args and config.model.init_args.student_init not in (
+                "teacher",
+                "random",
+            ):
+                config.model.init_args.student_init = "teacher"  # the first stage's checkpoint is not there
             model = OmegaConf.to_container(config, resolve=True)["model"]
             built[name, row] = parser.instantiate_classes(parser.parse_object({"model": model})).model
+    _assert_diffusion2gans_rows_add_up({row: m for (name, row), m in built.items() if name == "diffusion2gan_ablation"})
     rows = {row: module for (name, row), module in built.items() if name == "add_ablation"}
     terms = {row: [type(strategy).__name__ for strategy in module.strategies] for row, module in rows.items()}
     assert terms["adversarial alone"] == ["PixelAdversarial"] and terms["distillation alone"] == ["ScoreDistillation"]
     assert rows["random initialisation"].student_init == "random"
     assert (rows["no condition"].strategies[0].text, rows["no condition"].strategies[0].image_name) == (False, None)
     assert rows["4 teacher steps"].strategies[1].teacher_steps == 4
+
+
+def _assert_diffusion2gans_rows_add_up(rows: dict[str, Any]) -> None:
+    for name in ("e_latent_lpips", "lpips", "latent_lpips", "pseudo_huber", "mse"):
+        (regression,) = rows[name].strategies
+        assert regression.distance == name
+    critics = [rows[name].strategies[1] for name in list(rows)[6:]]
+    parts = [(c.noise, c.r1 is not None, c.multi_scale, any(c.shares)) for c in critics]
+    assert parts == [tuple(place < count for place in range(4)) for count in range(5)]
 
 
 def test_interval_is_students() -> None:

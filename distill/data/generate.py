@@ -27,7 +27,7 @@ from distill.data.shapes_data import ShapesDataset
 from distill.data.shards import MANIFEST, shard_name, write_shard
 from distill.diffusion.process import RectifiedFlow
 from distill.errors import ConfigError
-from distill.files import checksum, read_json, save_json
+from distill.files import checksum, read_json, remove, save_json
 
 SHAPES = "shapes"  # the name of the drawn images' captions where a file of prompts could stand
 
@@ -149,7 +149,9 @@ class Maker:
         return [shard for shard in self.shards if not self._good(shard_name(shard), known)]
 
     def finish(self) -> None:
-        """Completes the manifest with each shard's checksum."""
+        """Completes the manifest with each shard's checksum, and removes what killed writers left."""
+        for left in self.folder.glob(".shard-*.part"):
+            remove(left)
         shards = {shard_name(shard): checksum(self.folder / shard_name(shard)) for shard in self.shards}
         save_json({"settings": self.settings, "complete": True, "shards": shards}, self.folder / MANIFEST)
 
