@@ -38,7 +38,8 @@ def test_recipe_of_ladd_at_paper_size_runs_two_steps(sd3_folder: Path, sd3_laten
     saved = checkpoint(tmp_path)
     assert saved["global_step"] == 2
     assert saved["distill"]["levels"] == [1.0, 0.75, 0.5, 0.25]
-    assert {name.split(".")[0] for name in saved["state_dict"]} == {"student", "ema", "strategies", "skipped", "latent"}
+    kept = {"student", "ema", "strategies", "skipped", "lengths", "latent"}
+    assert {name.split(".")[0] for name in saved["state_dict"]} == kept
     assert all(abs(value) < 100 for value in logged(tmp_path)["student/LatentAdversarial"])
 
 

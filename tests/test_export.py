@@ -53,6 +53,16 @@ def add_run(sd_folder: Path, pictures: Path, vit_folder: Path, tmp_path_factory:
     return folder
 
 
+@pytest.fixture(scope="module")
+def diffusion2gan_run(sd_folder: Path, sd_pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("diffusion2gan_run")
+    regression = {"class_path": "PerceptualRegression", "init_args": {"distance": "pseudo_huber"}}
+    terms = {"model__strategies": json.dumps([regression, {"class_path": "ConditionalAdversarial"}])}
+    main(fit_arguments("diffusion2gan_sd15.yaml", sd_folder, sd_pairs, folder, trainer__max_steps=3, **terms))
+    main(["export", "--checkpoint", str(folder / "checkpoints" / "last.ckpt"), "--output", str(folder / "student")])
+    return folder
+
+
 @pytest.mark.parametrize(
     ("method", "script", "steps", "levels"),
     [
@@ -60,6 +70,7 @@ def add_run(sd_folder: Path, pictures: Path, vit_folder: Path, tmp_path_factory:
         ("run", SD3, 4, [1.0, 0.75, 0.5, 0.25, 0.0]),
         ("add_run", SD, 1, [999]),
         ("add_run", SD, 4, [999, 749, 499, 249]),
+        ("diffusion2gan_run", SD, 1, [999]),
     ],
 )
 def test_stock_diffusers_paints_what_sample_paints(
@@ -78,6 +89,24 @@ def test_stock_diffusers_paints_what_sample_paints(
     assert json.loads(stock.stdout.splitlines()[-1]) == levels, "the sampler visits exactly the trained levels"
     ours = open_painter(student, steps, device="cpu")(["a red ring", "a blue square"], seed=5)
     assert (torch.load(answer) - ours).abs().max() <= 1e-3
+
+
+def test_exported_one_step_student_answers_its_noise_in_one_call(diffusion2gan_run: Path) -> None:
+    """Stock diffusers' one step on a noise is the student's own answer; and it knows no other number of steps."""
+    from distill.inference import open_painter
+
+    student = load_student(diffusion2gan_run / "checkpoints" / "last.ckpt")
+    folder = diffusion2gan_run / "student"
+    painter = open_painter(str(folder), 1, device="cpu")
+    noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    prompts = ["a red ring", "a blue square"]
+    found = painter.pipeline(prompts, latents=noise.clone(), output_type="latent", **painter.call).images
+    cond = student.backbone.text_encoder()(prompts)
+    with torch.no_grad():
+        answer = student.denoiser(noise, torch.ones(2), cond)
+    assert (found - answer).abs().max() <= 1e-3 * answer.abs().max()
+    with pytest.raises(ConfigError, match="samples in 1 steps, not in 4"):
+        open_painter(str(folder), 4, device="cpu")
 
 
 def test_exported_weights_are_the_moving_average(run: Path) -> None:

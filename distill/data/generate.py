@@ -134,12 +134,13 @@ class Maker:
         manifest = read_json(path) if path.is_file() else None
         if manifest is not None:
             self._check(manifest["settings"])
-            if manifest["settings"]["count"] == self.count:
+            before = manifest["settings"]["count"]
+            if before == self.count:
                 return
-            partial = len(manifest["shards"]) - 1
-            if manifest["settings"]["count"] % self.shard_size:  # its last shard is to become whole
-                (self.folder / shard_name(manifest["settings"]["count"] // self.shard_size)).unlink(missing_ok=True)
-                manifest["shards"].pop(shard_name(partial), None)
+            if before % self.shard_size:  # its last shard is to become whole
+                last = shard_name(before // self.shard_size)
+                (self.folder / last).unlink(missing_ok=True)
+                manifest["shards"].pop(last, None)
         shards = manifest["shards"] if manifest else {}
         save_json({"settings": self.settings, "complete": False, "shards": shards}, path)
 

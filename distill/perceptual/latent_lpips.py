@@ -123,8 +123,8 @@ class LatentLPIPS(nn.Module):
         """Latents `[B, C, h, w]` twice, scaled as the diffusion model sees them -> five squared differences of unit
         features, `[B, D, h', w']`.
         """
-        features = self.net(torch.cat([first, second]))
-        return [(a - b).square() for a, b in (_unit(feature.float()).chunk(2) for feature in features)]
+        here, there = self.net(first), self.net(second)  # apart: a target without gradient keeps no activations
+        return [(_unit(a.float()) - _unit(b.float())).square() for a, b in zip(here, there, strict=True)]
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """Latents `[B, C, h, w]` twice, scaled as the diffusion model sees them -> distances `[B]`."""

@@ -21,6 +21,7 @@ from distill.data.generate import (
     make_here,
     read_prompts,
 )
+from distill.data.latents import PairsData
 from distill.data.shards import LatentsDataset
 from distill.errors import ConfigError
 from tests.runs import command, environment
@@ -146,6 +147,22 @@ def test_pairs_are_what_the_pipeline_makes_of_the_stored_noise(
     embedded = backbone.text_encoder()(rows["prompts"])
     for name, tensor in embedded.items():
         assert torch.allclose(rows[f"cond.{name}"], tensor.float(), atol=1e-2, rtol=1e-2)
+
+
+def test_pairs_data_reads_noise_beside_latents(sd_folder: Path, sd_pairs: Path) -> None:
+    data = PairsData(str(sd_pairs), str(sd_folder), batch_size=4)
+    data.setup("fit")
+    batch = data.dataset.__getitems__([3, 1])
+    assert batch["noise"].shape == batch["x0"].shape == (2, 4, 8, 8)
+    assert data.description == f"64 pairs of {backbones.load(str(sd_folder)).fingerprint} (2 steps, guidance 3.0)"
+
+
+def test_pairs_that_cannot_be_used_are_refused(sd3_folder: Path, sd3_latents: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds latents without the noise they came from; make pairs with: distill gen"):
+        PairsData(str(sd3_latents), str(sd3_folder)).check()
+    generation = PairGeneration(count=3000000, guidance=8.0, embeddings=True)
+    with pytest.raises(ConfigError, match="there are no pairs at .*--count 3000000 --guidance 8.0 --embeddings True"):
+        PairsData(str(tmp_path), str(sd3_folder), generation).check()
 
 
 def test_guidance_doubles_the_batch_and_not_the_calls(sd_folder: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from distill.batch import Sample
 from distill.data.latents import LatentsData
 from distill.data.shapes_data import ShapesData
 from distill.diffusion.levels import Discrete
@@ -214,6 +215,50 @@ def test_terms_are_weighted_and_named(sd3_folder: Path, sd3_latents: Path) -> No
     row = watch.rows[0]
     assert row["gradient_at_sample/Pull_1"] == pytest.approx(3 * row["gradient_at_sample/Pull_0"], rel=1e-5)
     assert row["student/Pull_0"] == pytest.approx(row["student/Pull_1"], rel=1e-6)
+
+
+class PullPixels(Pull):
+    """As `Pull`, from the decoded picture."""
+
+    def student_loss(self, sample: Any, batch: Any, step: int) -> Tensor:
+        return sample.pixels.square().mean()
+
+
+@pytest.mark.parametrize("kind", [Pull, PullPixels])
+def test_balanced_term_pulls_as_hard_as_the_others_together(
+    kind: type[Pull], sd3_folder: Path, sd3_latents: Path
+) -> None:
+    """At the latent, wherever the term is computed; listed first, it still follows the others."""
+    watch = Watch()
+    model = module(sd3_folder, [kind(weight="balanced"), Pull(weight=2.0), PullPixels(weight=0.5)])  # type: ignore[arg-type]
+    fit(model, sd3_latents, 3, [watch])
+    own, others = model.lengths[0].tolist()
+    name = f"{kind.__name__}_0" if kind is Pull else "PullPixels_0"
+    assert watch.rows[-1][f"weight/{name}"] == pytest.approx(others / own, rel=1e-5)
+    assert model.lengths[1:].abs().sum() == 0, "terms with a number need no average"
+    if kind is Pull:  # the fixed terms' sum at the latent, against the lengths seen at the leaves
+        first = watch.rows[0]
+        assert first["gradient_at_sample/Pull_0"] == pytest.approx(others, rel=0.05)
+
+
+def test_balance_is_a_moving_average_that_starts_at_once_and_passes_over_what_is_not_finite(
+    sd3_folder: Path, sd3_latents: Path
+) -> None:
+    model = module(sd3_folder, [Pull(weight="balanced"), Pull(weight=1.0)])  # type: ignore[arg-type]
+    sample = Sample(torch.zeros(1, 1, 1, 2, requires_grad=True), torch.zeros(1), torch.zeros(1), lambda x: x)
+
+    def balance(own: float, other: float) -> float:
+        sample.gathered = {"x0": torch.tensor([[[[other, 0.0]]]])}
+        return float(model._balance(0, sample, {"x0": torch.tensor([[[[0.0, own]]]])}))
+
+    assert balance(2.0, 6.0) == pytest.approx(3.0)
+    assert balance(float("nan"), 6.0) == pytest.approx(3.0)
+    assert balance(4.0, 6.0) == pytest.approx(6.0 / 2.02)
+
+
+def test_balance_needs_a_term_with_a_number(sd3_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="follows the terms whose weight is a number, and there is none"):
+        module(sd3_folder, [Pull(weight="balanced")])  # type: ignore[arg-type]
 
 
 def test_page_about_strategies_is_true(
