@@ -26,7 +26,9 @@ def test_summary_of_ladd() -> None:
         for steps in (1, 2, 4)
         for seed in (0, 1)
     }
+    rows |= {f"to_teacher_seed_{seed}": {"judge": 0.1 + 0.1 * seed, "latent_lpips": 0.5} for seed in (0, 1)}
     summary = students.summary(rows, [0, 1])
+    assert summary["judge_distance_to_teacher"] == {"mean": 0.15, "min": 0.1, "max": 0.2}
     assert summary["teacher_1_over_teacher_50"] == 8.0
     assert summary["student_1"]["fid_over_teacher_50"] == {"mean": 1.1, "min": 1.0, "max": 1.2}
     assert summary["student_1"]["fid_over_teacher_1"]["max"] == 0.15

@@ -158,7 +158,7 @@ def test_pairs_data_reads_noise_beside_latents(sd_folder: Path, sd_pairs: Path) 
 
 
 def test_pairs_that_cannot_be_used_are_refused(sd3_folder: Path, sd3_latents: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds latents without the noise they came from; make pairs with: distill gen"):
+    with pytest.raises(ConfigError, match="latents without the noise they came from; make pairs with: distill gen"):
         PairsData(str(sd3_latents), str(sd3_folder)).check()
     generation = PairGeneration(count=3000000, guidance=8.0, embeddings=True)
     with pytest.raises(ConfigError, match="there are no pairs at .*--count 3000000 --guidance 8.0 --embeddings True"):

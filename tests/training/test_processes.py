@@ -113,6 +113,15 @@ def test_recipe_as_it_is_under_fsdp2(sd3_folder: Path, sd3_latents: Path, tmp_pa
     assert logged(tmp_path)["step"] == [2], "the second run began anew"
 
 
+def test_exact_r1_of_a_sharded_critic_is_refused(sd_folder: Path, sd_pairs: Path, tmp_path: Path) -> None:
+    terms = [{"class_path": "PerceptualRegression", "init_args": {"distance": "mse"}},
+             {"class_path": "ConditionalAdversarial", "init_args": {"r1": "ExactR1"}}]  # fmt: skip
+    options = {**FSDP2, "model__strategies": json.dumps(terms)}
+    run = distill(fit_arguments("diffusion2gan_sd15.yaml", sd_folder, sd_pairs, tmp_path, **options))
+    assert run.returncode == 2
+    assert "cannot train a sharded critic" in run.stderr and "set r1 to ApproximateR1" in run.stderr
+
+
 def test_killed_run_continues_bit_for_bit(method: Method, tmp_path: Path) -> None:
     options = {"trainer__max_steps": 20, "checkpoint__every_n_train_steps": 3}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
