@@ -25,7 +25,7 @@ lint: .venv/installed  ## ruff and mypy
 
 ASSETS := build/assets
 DISTILL := $(BIN)/distill
-assets: .venv/installed  ## rebuild the shipped tiny pipelines, the shapes judge and the vision network (hours on a laptop CPU)
+assets: .venv/installed  ## rebuild the shipped tiny pipelines, judge, vision network and perceptual distances (hours on a laptop CPU)
 	$(DISTILL) fit --config recipes/assets/judge.yaml
 	$(DISTILL) fit --config recipes/assets/autoencoder.yaml
 	$(DISTILL) fit --config recipes/assets/text_encoders.yaml
@@ -36,7 +36,9 @@ assets: .venv/installed  ## rebuild the shipped tiny pipelines, the shapes judge
 	$(DISTILL) export --checkpoint $(ASSETS)/tiny-sd3-stage1/checkpoints/last.ckpt --output $(ASSETS)/trained/tiny-sd3-stage1
 	$(DISTILL) fit --config recipes/assets/tiny_sd3_stage2.yaml
 	$(DISTILL) fit --config recipes/assets/tiny_sd.yaml
-	cp $(ASSETS)/shapes_judge.safetensors distill/assets/
+	for name in latent_trunk latent_lpips lpips_trunk lpips; do \
+	  $(DISTILL) fit --config recipes/assets/$$name.yaml || exit 1; done
+	cp $(ASSETS)/shapes_judge.safetensors $(ASSETS)/tiny-latent-lpips.safetensors $(ASSETS)/tiny-lpips.safetensors distill/assets/
 	rm -rf distill/assets/tiny-vit && cp -r $(ASSETS)/tiny-vit distill/assets/
 	for name in tiny-sd3 tiny-sd; do \
 	  $(DISTILL) export --checkpoint $(ASSETS)/$$name/checkpoints/last.ckpt --half true --output distill/assets/$$name \

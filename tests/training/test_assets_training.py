@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from distill.cli import main
+from distill.perceptual.latent_lpips import LatentLPIPS
+from distill.perceptual.lpips import load_lpips
 from tests.runs import ROOT
 
 SHRUNK = ["--trainer.max_steps", "2", "--data.batch_size", "8", "--trainer.accelerator", "cpu"]
@@ -20,6 +24,8 @@ SHRUNK = ["--trainer.max_steps", "2", "--data.batch_size", "8", "--trainer.accel
         ("judge", "shapes_judge.safetensors", []),
         ("autoencoder", "vae/config.json", ["--model.measured", "128"]),
         ("tiny_vit", "tiny-vit/model.safetensors", []),
+        ("latent_trunk", "latent-trunk.safetensors", []),
+        ("lpips_trunk", "lpips-trunk.safetensors", []),
         ("text_encoders", "text/text_encoder_2/model.safetensors", []),
     ],
 )
@@ -29,6 +35,25 @@ def test_parts_are_trained_and_written(
     monkeypatch.chdir(tmp_path)
     main(["fit", "--config", str(ROOT / "recipes" / "assets" / f"{recipe}.yaml"), *SHRUNK, *options])
     assert (tmp_path / "build" / "assets" / output).stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("trunk", "metric", "load"),
+    [("latent_trunk", "latent_lpips", LatentLPIPS.load), ("lpips_trunk", "lpips", lambda p: load_lpips("squeeze", p))],
+)
+def test_distances_are_calibrated_on_their_trunk(
+    trunk: str, metric: str, load: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trunk stays as it was trained; the weights per channel begin at 1, move, and stay 0 or more."""
+    monkeypatch.chdir(tmp_path)
+    for name, options in ((trunk, []), (metric, ["--model.lr", "0.8"])):
+        main(["fit", "--config", str(ROOT / "recipes" / "assets" / f"{name}.yaml"), *SHRUNK, *options])
+    files = [f"build/assets/{name.replace('_', '-')}.safetensors" for name in (trunk, f"tiny-{metric}")]
+    before, after = (load(file) for file in files)
+    trunks = [{k: v for k, v in each.state_dict().items() if k.startswith("net.")} for each in (before, after)]
+    assert all(torch.allclose(trunks[0][name], tensor, atol=2e-3) for name, tensor in trunks[1].items())
+    weights = [each.lin0.model[1].weight for each in (before, after)]
+    assert (weights[0] == 1).all() and (weights[1] != 1).any() and (weights[1] >= 0).all()
 
 
 @pytest.mark.parametrize("schedule", [{}, {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}])
