@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from distill.files import read_json
 
 ROOT = Path(__file__).parents[1]
+Section = Callable[[dict[str, Any]], str]
 
 
 def main() -> None:
     """Every result there is, in its own section."""
     parts = ["# Results\n\nMade by `python benchmarks/tables.py` from the files in `benchmarks/results`.\n"]
-    sections = {"ladd_tiny": students, "ladd_demo": students, "add_tiny": students, "step_time": step_time}
+    sections = {
+        "ladd_tiny": students,
+        "ladd_demo": students,
+        "add_tiny": students,
+        "diffusion2gan_tiny": students,
+        "add_ablation": ablation,
+        "diffusion2gan_ablation": ablation,
+        "hybrids": ablation,
+        "reconstruction": reconstruction,
+        "perceptual_cost": plain("What a perceptual term costs at Stable Diffusion 1.5's sizes"),
+        "pairs": plain("Pair generation under fire"),
+        "add_step": plain("Time and memory of an ADD step beside a LADD step"),
+        "step_time": plain("Time and memory of a LADD step"),
+    }
     for name, section in sections.items():
         file = ROOT / "benchmarks" / "results" / f"{name}.json"
         if file.is_file():
@@ -34,6 +49,7 @@ def students(result: dict[str, Any]) -> str:
     lines += [
         f"| {name} | {row['fid_shapes']:.1f} | {row['alignment']:.3f} | {row['samples']} |"
         for name, row in rows.items()
+        if "fid_shapes" in row
     ]
     lines += [
         "",
@@ -41,17 +57,68 @@ def students(result: dict[str, Any]) -> str:
         "| | fid / teacher at 50 steps | fid / teacher at 1 step | alignment lost, points |",
         "|---|---|---|---|",
     ]
-    for name, values in result["values"]["summary"].items():
-        if isinstance(values, dict):
-            cells = [f"{v['mean']} ({v['min']} to {v['max']})" for v in values.values()]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+    found = result["values"]["summary"]
+    for name, values in found.items():
+        if name.startswith("student_"):
+            lines.append(f"| {name} | {' | '.join(map(spread, values.values()))} |")
+    apart = [
+        f"{name.replace('_', ' ')} {spread(value)}" for name, value in found.items() if name.endswith("to_teacher")
+    ]
+    if apart:
+        lines += ["", "One step against the teacher's own picture of the same noise: " + "; ".join(apart) + "."]
     return "\n".join(lines) + "\n"
 
 
-def step_time(result: dict[str, Any]) -> str:
-    """Our training step over hand-written loops."""
-    lines = ["## Time and memory of a LADD step\n", origin(result), "```json"]
-    return "\n".join([*lines, json.dumps(result["values"], indent=1), "```"]) + "\n"
+def spread(values: dict[str, float]) -> str:
+    """Mean, lowest and highest."""
+    return f"{values['mean']} ({values['min']} to {values['max']})"
+
+
+def ablation(result: dict[str, Any]) -> str:
+    """A row per change, means over seeds with the half-width of their 95 % intervals."""
+    found = result["values"]["summary"]
+    columns = list(dict.fromkeys(metric for row in found.values() for metric in row))
+    lines = [
+        f"## {result['values']['source']}\n",
+        origin(result),
+        f"Rows of {result['values']['steps']} updates of {result['values']['batch_size']} samples.\n",
+        f"| | {' | '.join(columns)} | seeds |",
+        "|---|" + "---|" * (len(columns) + 1),
+    ]
+    for name, row in found.items():
+        cells = [mean_and_half_width(row.get(metric)) for metric in columns]
+        seeds = max(value["seeds"] for value in row.values())
+        lines.append(f"| {name} | {' | '.join(cells)} | {seeds} |")
+    return "\n".join(lines) + "\n"
+
+
+def mean_and_half_width(value: dict[str, Any] | None) -> str:
+    """A cell of an ablation."""
+    if value is None:
+        return "-"
+    half = "" if value["half_width"] is None else f" ± {value['half_width']:.3g}"
+    return f"{value['mean']:.4g}{half}"
+
+
+def reconstruction(result: dict[str, Any]) -> str:
+    """What each distance alone leads back to."""
+    rows = result["values"]["rows"]
+    columns = list(next(iter(rows.values())))
+    lines = ["## One latent found again by each distance alone\n", origin(result)]
+    lines += [f"| | {' | '.join(column.replace('_', ' ') for column in columns)} |", "|---|" + "---|" * len(columns)]
+    lines += [f"| {name} | {' | '.join(f'{row[column]:.5f}' for column in columns)} |" for name, row in rows.items()]
+    lines += ["", f"Left the target, then in this order:\n\n![{', '.join(rows)}](images/reconstruction.png)"]
+    return "\n".join(lines) + "\n"
+
+
+def plain(title: str) -> Section:
+    """The values as they stand."""
+
+    def section(result: dict[str, Any]) -> str:
+        lines = [f"## {title}\n", origin(result), "```json"]
+        return "\n".join([*lines, json.dumps(result["values"], indent=1), "```"]) + "\n"
+
+    return section
 
 
 def origin(result: dict[str, Any]) -> str:

@@ -109,3 +109,22 @@ def test_plain_sum_of_adds_terms_moves_the_student_as_ours(tmp_path: Path) -> No
             add_step.one(options, name)
         weights.append(torch.cat([p.detach().flatten() for p in kept[0].student.parameters()]))
     torch.testing.assert_close(weights[0], weights[1], atol=2e-5, rtol=0)
+
+
+def test_results_page_is_what_the_files_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import tables
+
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    tables.main()
+    assert (tmp_path / "docs" / "results.md").read_text() == (ROOT / "docs" / "results.md").read_text()
+
+
+def test_cells_of_an_ablation() -> None:
+    import tables
+
+    cell = {"mean": 217.256, "half_width": 12.345, "seeds": 3}
+    assert tables.mean_and_half_width(cell) == "217.3 ± 12.3"
+    assert tables.mean_and_half_width({"mean": 0.8912, "half_width": None, "seeds": 1}) == "0.8912"
+    assert tables.mean_and_half_width(None) == "-"
