@@ -24,6 +24,8 @@ from distill.errors import ConfigError
 from distill.frozen import Frozen
 from distill.strategies.base import Strategy
 
+Triples = tuple[Tensor, Tensor, Cond]  # latents, the noises they came from, prompts
+
 
 class ConditionalAdversarial(Strategy):
     """A critic of (latent, noise, prompt) that begins as the teacher and is trained whole.
@@ -100,19 +102,23 @@ class ConditionalAdversarial(Strategy):
         return self.loss.student(logits) / len(logits)
 
     def critic_loss(self, sample: Sample, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Real triples and fakes through the critic in one pass."""
-        noise = self._noise_of(batch)
-        x, fake_noise, fake_cond = self._mix(sample.x0.detach(), noise, batch)
-        cond = {name: torch.cat([tensor, fake_cond[name]]) for name, tensor in batch.cond.items()}
-        logits = self._ask(torch.cat([batch.x0, x]), torch.cat([noise, fake_noise]), cond)
-        real, fake = ([head.chunk(2)[half] for head in logits] for half in (0, 1))
+        """Real triples, fakes, and what a finite difference needs, through the critic in one pass."""
+        noise, size, some = self._noise_of(batch), len(batch.x0), slice(0, self.r1_samples)
+        pays = self.r1 is not None and self.r1.due(step)
+        triples = [(batch.x0, noise, batch.cond), self._mix(sample.x0.detach(), noise, batch)]
+        if pays and isinstance(self.r1, ApproximateR1):
+            nudged = batch.x0 + self.r1.sigma * batch.draws.like("conditional/nudge", batch.x0)
+            triples.append((nudged[some], noise[some], {name: tensor[some] for name, tensor in batch.cond.items()}))
+        logits = self._ask(*_joined(triples))
+        real, fake = [head[:size] for head in logits], [head[size : 2 * size] for head in logits]
         terms = {"game": self.loss.critic(real, fake) / len(logits)}
-        if self.r1 is not None and self.r1.due(step):
-            terms["r1"] = self.r1.weight * self.r1.every * self._penalty(self.r1, batch, noise)
+        if pays:
+            near = [head[2 * size :] for head in logits]
+            terms["r1"] = self._penalty([head[some] for head in real], near, batch, noise)
         self.report = {"real": _mean(real), "fake": _mean(fake)}
         return terms
 
-    def _mix(self, x: Tensor, noise: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Cond]:
+    def _mix(self, x: Tensor, noise: Tensor, batch: Batch) -> Triples:
         """The fakes: the student's triples, some replaced by real latents that do not belong to their prompt or noise.
 
         What does not belong is taken from the neighbour in the batch, so that any number of processes mixes alike.
@@ -124,21 +130,17 @@ class ConditionalAdversarial(Strategy):
         cond = {name: _pick(kind == 1, tensor[other], tensor) for name, tensor in batch.cond.items()}
         return latents, _pick(kind == 2, noise[other], noise), cond
 
-    def _penalty(self, r1: R1, batch: Batch, noise: Tensor) -> Tensor:
-        """R1 of the first samples, in a pass of its own."""
-        some = slice(0, self.r1_samples)
-        x, z = batch.x0[some].detach(), noise[some]
-        cond = {name: tensor[some] for name, tensor in batch.cond.items()}
+    def _penalty(self, real: Logits, near: Logits, batch: Batch, noise: Tensor) -> Tensor:
+        """R1 of the first samples: from their logits and those of latents near by, or exactly, in a pass of its own."""
+        r1, some = self.r1, slice(0, self.r1_samples)
         if isinstance(r1, ApproximateR1):
-            nudge = r1.sigma * batch.draws.like("conditional/nudge", batch.x0)[some]
-            return finite_difference_penalty([self._score(x, z, cond)], [self._score(x + nudge, z, cond)])
-        with self.critic.denoiser.twice_differentiable(), no_autocast(x.device):  # type: ignore[union-attr,operator]
-            x = x.requires_grad_()
-            return gradient_penalty([self._score(x, z, cond)], [x])
-
-    def _score(self, x: Tensor, noise: Tensor, cond: Cond) -> Tensor:
-        """One number per sample, the mean over places and readouts: `[B]`."""
-        return torch.stack([head.float().flatten(1).mean(1) for head in self._ask(x, noise, cond)]).mean(0)
+            penalty = finite_difference_penalty([_score(real)], [_score(near)])
+        else:
+            cond = {name: tensor[some] for name, tensor in batch.cond.items()}
+            with self.critic.denoiser.twice_differentiable(), no_autocast(noise.device):  # type: ignore[union-attr,operator]
+                x = batch.x0[some].detach().requires_grad_()
+                penalty = gradient_penalty([_score(self._ask(x, noise[some], cond))], [x])
+        return r1.weight * r1.every * penalty  # type: ignore[union-attr]
 
     def _ask(self, x: Tensor, noise: Tensor, cond: Cond) -> Logits:
         assert self.critic is not None
@@ -150,6 +152,16 @@ class ConditionalAdversarial(Strategy):
                 "ConditionalAdversarial judges latents beside the noise they came from; it needs PairsData"
             )
         return batch.noise
+
+
+def _joined(triples: list[Triples]) -> Triples:
+    latents, noises, conds = zip(*triples, strict=True)
+    return torch.cat(latents), torch.cat(noises), {n: torch.cat([cond[n] for cond in conds]) for n in conds[0]}
+
+
+def _score(logits: Logits) -> Tensor:
+    """One number per sample, the mean over places and readouts: `[B]`."""
+    return torch.stack([head.float().flatten(1).mean(1) for head in logits]).mean(0)
 
 
 def _neighbours(size: int, device: torch.device) -> Tensor:

@@ -113,6 +113,17 @@ def test_recipe_as_it_is_under_fsdp2(sd3_folder: Path, sd3_latents: Path, tmp_pa
     assert logged(tmp_path)["step"] == [2], "the second run began anew"
 
 
+def test_transformer_critic_pays_a_finite_difference_sharded(sd3_folder: Path, sd3_pairs: Path, tmp_path: Path) -> None:
+    """More than one pass through a sharded critic before the way back fails in its blocks."""
+    penalty = {"class_path": "ApproximateR1", "init_args": {"every": 1}}
+    terms = [{"class_path": "PerceptualRegression", "init_args": {"distance": "mse"}},
+             {"class_path": "ConditionalAdversarial", "init_args": {"r1": penalty}}]  # fmt: skip
+    options = {**FSDP2, "model__strategies": json.dumps(terms)}
+    run = distill(fit_arguments("diffusion2gan_sd15.yaml", sd3_folder, sd3_pairs, tmp_path, **options))
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert all(value > 0 for value in logged(tmp_path)["critic/ConditionalAdversarial/r1"])
+
+
 def test_exact_r1_of_a_sharded_critic_is_refused(sd_folder: Path, sd_pairs: Path, tmp_path: Path) -> None:
     terms = [{"class_path": "PerceptualRegression", "init_args": {"distance": "mse"}},
              {"class_path": "ConditionalAdversarial", "init_args": {"r1": "ExactR1"}}]  # fmt: skip
