@@ -15,7 +15,7 @@ SHRUNK = {
     "fit": "--trainer.max_steps 2 --data.batch_size 16 --data.generation.count 32 --data.generation.steps 2 "
     "--data.generation.shard_size 32 --samples.every 1 --checkpoint.every_n_train_steps 1 --trainer.accelerator cpu",
     "validate": "--data.reference 64 --data.batch_size 32 --data.generation.count 32 --trainer.accelerator cpu",
-    "generate": "--count 32 --steps 2 --accelerator cpu",
+    "generate": "--count 32 --steps 2 --shard_size 32 --accelerator cpu",
     "evaluate": "--samples 64 --batch_size 32 --device cpu",
     "sample": "--device cpu",
     "export": "",
@@ -40,6 +40,22 @@ def test_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (tmp_path / "runs/samples/grid.png").is_file()
     assert (tmp_path / "runs/tiny_ladd/samples/step-000002.png").is_file()
     assert list((tmp_path / "runs/tiny_ladd/tensorboard").glob("events.*"))
+
+
+def test_commands_of_the_page_on_diffusion2gan_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second stage begins at the first one's checkpoint; neither makes pairs anew."""
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    monkeypatch.chdir(tmp_path)
+    found = commands(ROOT / "docs" / "diffusion2gan.md")
+    assert [command.split()[1] for command in found] == ["generate", "fit", "fit"]
+    times = []
+    for command in found:
+        arguments = shlex.split(command)[1:]
+        main([*arguments, *shlex.split(SHRUNK[arguments[0]])])
+        (shard,) = (tmp_path / "runs/pairs/tiny-sd-g3").glob("*.arrow")
+        times.append(shard.stat().st_mtime_ns)
+    assert len(set(times)) == 1
+    assert (tmp_path / "runs/tiny_diffusion2gan/checkpoints/last.ckpt").is_file()
 
 
 @pytest.mark.parametrize(

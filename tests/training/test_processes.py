@@ -83,7 +83,9 @@ def test_two_processes_train_as_one(strategy: dict, method: Method, tmp_path: Pa
     one, two = logged(method.alone), logged(tmp_path)
     for name in COMPARED[method.name]:
         assert len(two[name]) == 5
-        assert two[name] == pytest.approx(one[name], rel=1e-4), name
+        loss = name.startswith("student/") and name not in NORMS or name.endswith("/game")
+        kinks = method.name == "diffusion2gan" and not loss  # of the perceptual network's pools, where rounding decides
+        assert two[name] == pytest.approx(one[name], rel=1e-3 if kinks else 1e-4), name
     start = load_student(method.alone / "checkpoints" / "last.ckpt", raw=True).backbone.denoiser().state_dict()
     trained = [
         load_student(run / "checkpoints" / "last.ckpt", raw=True).denoiser.state_dict()
