@@ -75,7 +75,11 @@ def test_files_pages_name_are_there(page: Path) -> None:
         assert (ROOT / name).exists(), name
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda recipe: recipe.stem)
+GENERATED = {"tiny_pairs"}  # for `distill generate`; the page on Diffusion2GAN runs it
+RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.stem not in GENERATED)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
 def test_recipes_parse(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["fit", "--config", str(recipe), "--print_config"])

@@ -23,16 +23,17 @@ class Strategy(nn.Module):
     Args:
         weight: of this term in the student's objective; `balanced` scales it so that its gradient at the sample is as
             long as that of all terms whose weight is a number.
+        balance: how much longer or shorter than that, for a weight that is `balanced`.
 
     Raises:
         ConfigError: a word other than `balanced`.
     """
 
-    def __init__(self, weight: float | Literal["balanced"] = 1.0):
+    def __init__(self, weight: float | Literal["balanced"] = 1.0, balance: float = 1.0):
         super().__init__()
         if isinstance(weight, str) and weight != BALANCED:
             raise ConfigError(f"a strategy's weight is a number or {BALANCED}, got '{weight}'")
-        self.weight = weight
+        self.weight, self.balance = weight, balance
         self.critic: nn.Module | None = None
         self.report: dict[str, Tensor] = {}
 

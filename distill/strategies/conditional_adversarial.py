@@ -36,7 +36,9 @@ class ConditionalAdversarial(Strategy):
 
     Args:
         weight: of this term, published nowhere; `balanced` keeps its gradient at the sample as long as that of the
-            terms with a number.
+            terms with a number, `balance` times. The critic pulls a whole batch one way, the regression each sample its
+            own, so equal lengths at the sample are no equal shares of the student's gradient.
+        balance: see `weight`.
         loss: the game; logistic, non-saturating, if not given.
         r1: gradient penalty towards the real latents; none if not given, strength published nowhere. `ExactR1` needs a
             critic that is whole; `ApproximateR1` works on a sharded one too. The paper pays every 16 steps.
@@ -50,11 +52,10 @@ class ConditionalAdversarial(Strategy):
         ConfigError: shares that are none.
     """
 
-    weight: float | Literal["balanced"]  # type: ignore[assignment]
-
     def __init__(
         self,
         weight: float | Literal["balanced"] = "balanced",
+        balance: float = 1.0,
         loss: GanLoss | None = None,
         r1: R1 | None = None,
         r1_samples: int = 1,
@@ -65,7 +66,7 @@ class ConditionalAdversarial(Strategy):
         mixed_prompts: float = 0.25,
         mixed_noises: float = 0.25,
     ):
-        super().__init__(weight)
+        super().__init__(weight, balance)
         self.shares = (mixed_latents, mixed_prompts, mixed_noises)
         if min(self.shares) < 0 or sum(self.shares) >= 1:
             raise ConfigError(

@@ -286,14 +286,14 @@ class DistillModule(L.LightningModule):
             update_ema(self.ema, self.student, ema_decay(self.ema_target, step))  # type: ignore[arg-type]
 
     def _balance(self, index: int, sample: Sample, gradient: Gradient) -> Tensor:
-        """The weight that makes a gradient at the latent as long as what the terms with a number have gathered there,
-        by moving averages of both lengths.
+        """The weight that makes a gradient at the latent `balance` times as long as what the terms with a number have
+        gathered there, by moving averages of both lengths.
         """
         lengths = [parallel.joint_norm(sample.at_latent(g).norm()) for g in (gradient, sample.gathered)]
         now, kept = torch.stack(lengths), self.lengths[index]
         if now.isfinite().all():  # an update that is skipped leaves no trace
             kept.copy_(torch.where(kept == 0, now, kept.lerp(now, 1 - BALANCE_DECAY)))
-        return kept[1] / kept[0].clamp(min=1e-12)
+        return self.strategies[index].balance * kept[1] / kept[0].clamp(min=1e-12)
 
     def _update(self, player: int, parameters: list[nn.Parameter]) -> bool:
         """Steps one player's optimizer unless its gradient is not finite; returns whether it did."""

@@ -254,6 +254,8 @@ def test_balance_is_a_moving_average_that_starts_at_once_and_passes_over_what_is
     assert balance(2.0, 6.0) == pytest.approx(3.0)
     assert balance(float("nan"), 6.0) == pytest.approx(3.0)
     assert balance(4.0, 6.0) == pytest.approx(6.0 / 2.02)
+    model.strategies[0].balance = 0.1
+    assert balance(2.02, 6.0) == pytest.approx(0.1 * 6.0 / 2.02)
 
 
 def test_balance_needs_a_term_with_a_number(sd3_folder: Path) -> None:
