@@ -40,7 +40,9 @@ class Ensemble:
         self.kinds = kinds
 
     def __call__(self, first: Tensor, second: Tensor, draws: Draws, purpose: str) -> tuple[Tensor, Tensor]:
-        """`[B, C, H, W]` twice -> the same shapes; a function of the draws and `purpose`."""
+        """`[B, C, H, W]` twice -> the same shapes; a function of the draws and `purpose`. What needs no gradient gets
+        none.
+        """
         both = torch.cat([first, second])
         if "b" in self.kinds or "g" in self.kinds:
             both = warp(both, self._back(draws, purpose, first.shape[-2:]).repeat(2, 1, 1))
@@ -48,8 +50,9 @@ class Ensemble:
             both = _colour(both, draws.uniform(f"{purpose}/colour", 3).repeat(2, 1))
         if "o" in self.kinds:
             both = _cutout(both, draws.uniform(f"{purpose}/cutout", 2).repeat(2, 1))
-        first, second = both.chunk(2)
-        return first, second
+        pairs = zip(both.chunk(2), (first, second), strict=True)
+        one, other = (made if given.requires_grad else made.detach() for made, given in pairs)
+        return one, other
 
     def _back(self, draws: Draws, purpose: str, size: torch.Size) -> Tensor:
         """`[B, 3, 3]`: from places (x, y) of the changed latent, from its middle, to those of the given one."""

@@ -4,6 +4,7 @@ published layout.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class _Trunk(nn.Module):
         layers = trunk_layers(channels, width)
         for number, (first, last) in enumerate(SLICES, 1):
             named = {str(index): layers[index] for index in range(first, last)}
-            self.add_module(f"slice{number}", _sequence(named))
+            self.add_module(f"slice{number}", nn.Sequential(OrderedDict(named)))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         features = []
@@ -60,7 +61,9 @@ class _Calibration(nn.Module):
         nn.init.ones_(self.model[1].weight)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model(x.to(self.model[1].weight.dtype))  # type: ignore[arg-type]
+        """`[B, D, h, w]` -> `[B, 1, h, w]`; written out, for autocast would run the convolution in low precision."""
+        dropout, convolution = self.model
+        return (dropout(x) * convolution.weight[0]).sum(1, keepdim=True)  # type: ignore[index]
 
 
 class LatentLPIPS(nn.Module):
@@ -139,12 +142,6 @@ class LatentLPIPS(nn.Module):
 
 def _unit(x: Tensor) -> Tensor:
     return x / (x.square().sum(1, keepdim=True) + 1e-8).sqrt()
-
-
-def _sequence(named: dict[str, nn.Module]) -> nn.Sequential:
-    from collections import OrderedDict
-
-    return nn.Sequential(OrderedDict(named))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -117,6 +117,13 @@ def test_gradients_reach_both() -> None:
     assert a.grad.abs().sum() > 0 and b.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("kinds", ["", KINDS])
+def test_a_target_without_gradient_stays_without(kinds: str) -> None:
+    """So that a metric keeps no activations for it."""
+    first, second = Ensemble(kinds)(latents().requires_grad_(), latents(), DRAWS, "e")
+    assert first.requires_grad and not second.requires_grad
+
+
 def test_strengths_are_adas() -> None:
     """Scales are 2 to the power of N(0, 0.2), moves N(0, 0.125) of a side: seen in the matrices of many draws."""
     back = Ensemble("g")._back(Draws(0, 0, 0, 4000, torch.device("cpu")), "e", torch.Size([8, 16]))

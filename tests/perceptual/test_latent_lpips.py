@@ -129,6 +129,15 @@ def test_identity_symmetry_and_gradient() -> None:
     assert all(p.grad is None for p in metric.parameters())
 
 
+def test_distances_are_weighed_in_full_precision_under_autocast() -> None:
+    metric = LatentLPIPS(width=4)
+    features = [torch.rand(2, width, 4, 4) * 1e-3 for width in (4, 8, 16, 32, 32)]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [piece(f) for piece, f in zip(metric.calibration, features, strict=True)]
+    for value, f in zip(found, features, strict=True):
+        assert value.dtype == torch.float32 and torch.allclose(value[:, 0], f.sum(1), rtol=1e-6)
+
+
 def test_what_is_no_metric_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there are no LatentLPIPS weights at 'nowhere.pth'; give a weight file"):
         LatentLPIPS.load("nowhere.pth")
