@@ -21,6 +21,7 @@ def main() -> None:
         "ladd_demo": students,
         "add_tiny": students,
         "diffusion2gan_tiny": students,
+        "diffusion2gan_regression": students,
         "add_ablation": ablation,
         "diffusion2gan_ablation": ablation,
         "hybrids": ablation,
