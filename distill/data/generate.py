@@ -123,17 +123,26 @@ class Maker:
         columns = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
         write_shard(self.folder / shard_name(shard), columns, captions)
 
+    def check(self) -> None:
+        """Refuses a folder that cannot be gone on with; every process asks, so that all of them stop.
+
+        Raises:
+            ConfigError: the folder was made with other settings, or holds more samples than are asked for.
+        """
+        if (self.folder / MANIFEST).is_file():
+            self._check(read_json(self.folder / MANIFEST)["settings"])
+
     def begin(self) -> None:
         """Writes an unfinished manifest, unless the folder is complete as it is; one process does this before others
         ask what is `missing`.
 
         Raises:
-            ConfigError: the folder was made with other settings, or holds more samples than are asked for.
+            ConfigError: as `check`.
         """
+        self.check()
         path = self.folder / MANIFEST
         manifest = read_json(path) if path.is_file() else None
         if manifest is not None:
-            self._check(manifest["settings"])
             before = manifest["settings"]["count"]
             if before == self.count:
                 return

@@ -37,16 +37,18 @@ class ShardWriter(L.LightningModule):
         self._bar = ExitStack()
 
     def predict_dataloader(self) -> Any:
-        """This process's shards; all processes list what is missing before one begins to write."""
-        if self.trainer.is_global_zero:
-            self.maker.begin()
-        self.trainer.strategy.barrier()
-        mine = self.maker.missing()[self.trainer.global_rank :: self.trainer.world_size]
-        self.trainer.strategy.barrier()
+        """This process's shards of those that one process found missing, before any began to write."""
+        self.maker.check()
+        todo = self._todo() if self.trainer.is_global_zero else []
+        mine = self.trainer.strategy.broadcast(todo)[self.trainer.global_rank :: self.trainer.world_size]
         if self.trainer.is_global_zero:
             share = f" (of process 1 of {self.trainer.world_size})" if self.trainer.world_size > 1 else ""
             self._advance = self._bar.enter_context(progress(self.maker, mine, self.maker.what + share))
         return DataLoader(mine, batch_size=1, collate_fn=list)  # type: ignore[arg-type]
+
+    def _todo(self) -> list[int]:
+        self.maker.begin()
+        return self.maker.missing()
 
     def predict_step(self, shards: list[int], batch_idx: int) -> None:
         for shard in shards:

@@ -99,6 +99,8 @@ def test_two_processes_share_the_work(whole: Path, sd3_folder: Path, tmp_path: P
     )
     subprocess.run(arguments, env=environment(), check=True, capture_output=True)
     assert shards(tmp_path) == shards(whole)
+    other = subprocess.run([*arguments, "--guidance", "5.0"], env=environment(), capture_output=True, text=True)
+    assert other.returncode == 2 and "made with other settings" in other.stderr, "both processes stop"
     (tmp_path / "shard-000002.arrow").unlink()  # fewer shards left than processes
     subprocess.run(arguments, env=environment(), check=True, capture_output=True)
     assert shards(tmp_path) == shards(whole)
