@@ -151,6 +151,15 @@ def test_pairs_are_what_the_pipeline_makes_of_the_stored_noise(
         assert torch.allclose(rows[f"cond.{name}"], tensor.float(), atol=1e-2, rtol=1e-2)
 
 
+def test_stored_noise_is_what_a_low_precision_teacher_saw(sd_folder: Path, tmp_path: Path) -> None:
+    generation = PairGeneration(count=4, steps=1, shard_size=4, batch_size=4)
+    maker = TeacherPairs(backbones.load(str(sd_folder), torch.bfloat16), tmp_path, generation)
+    seen: list[torch.Tensor] = []
+    maker.pipeline(torch.device("cpu")).unet.register_forward_pre_hook(lambda m, inputs: seen.append(inputs[0][:4]))
+    tensors, _ = maker.make([0, 1, 2, 3], torch.device("cpu"))
+    assert torch.equal(tensors["noise"].half().float(), seen[0].float())
+
+
 def test_pairs_data_reads_noise_beside_latents(sd_folder: Path, sd_pairs: Path) -> None:
     data = PairsData(str(sd_pairs), str(sd_folder), batch_size=4)
     data.setup("fit")
