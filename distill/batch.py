@@ -125,12 +125,20 @@ class Sample:
         answer: the student's `x0`, `[B, C, H, W]`, with its graph.
         x_t, t: what the student was asked, `[B, C, H, W]` and `[B]`.
         decode: latents to pixels in [-1, 1], `[B, 3, 8H, 8W]` for most autoencoders.
+        target: a network like the student, for terms that compare its answers with another of its own.
     """
 
-    def __init__(self, answer: Tensor, x_t: Tensor, t: Tensor, decode: Callable[[Tensor], Tensor]):
+    def __init__(
+        self,
+        answer: Tensor,
+        x_t: Tensor,
+        t: Tensor,
+        decode: Callable[[Tensor], Tensor],
+        target: Callable[[Tensor, Tensor, Cond], Tensor] | None = None,
+    ):
         self.answer, self.x_t, self.t = answer, x_t, t
         self.x0 = answer.detach().requires_grad_()
-        self._decode = decode
+        self._decode, self._target = decode, target
         self._decoded: Tensor | None = None
         self._pixels: Tensor | None = None
         self.gathered: Gradient = {}
@@ -143,6 +151,14 @@ class Sample:
                 self._decoded = self._decode(self.x0)
             self._pixels = self._decoded.detach().requires_grad_()
         return self._pixels
+
+    def target(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """What the student's faster moving average, or without one the student itself, answers elsewhere, `[B, C, H,
+        W]`; without gradient.
+        """
+        assert self._target is not None
+        with torch.no_grad():
+            return self._target(x_t, t, cond)
 
     def gradient(self, loss: Tensor) -> Gradient:
         """The gradient of `loss` at the leaves it used; the loss's graph is freed."""

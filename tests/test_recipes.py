@@ -62,6 +62,24 @@ def test_add_runs_two_steps(
     assert (tmp_path / "samples" / "step-000002.png").is_file()
 
 
+@pytest.mark.parametrize(
+    ("recipe", "family"), [("consistency_sd15.yaml", "sd_folder"), ("lcm_sdxl.yaml", "sdxl_folder")]
+)
+def test_consistency_runs_two_steps(
+    recipe: str, family: str, pictures: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    teacher = request.getfixturevalue(family)
+    options = {"data__source": pictures, "data__height": 32, "data__width": 32, "samples__every": 2}
+    main(fit_arguments(recipe, teacher, None, tmp_path, **options))
+    assert all(value > 0 for value in logged(tmp_path)["student/ConsistencyDistillation"])
+    saved = checkpoint(tmp_path)
+    assert {name.split(".")[0] for name in saved["state_dict"]} == {
+        "student", "ema", "target", "skipped", "lengths", "latent"
+    }  # fmt: skip
+    assert (tmp_path / "samples" / "step-000002.png").is_file()
+    assert list(load_student(tmp_path / "checkpoints" / "last.ckpt").calls) == ["1", "2", "4"]
+
+
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
 def test_diffusion2gan_runs_two_steps_from_an_earlier_stage(
     family: str, latent_lpips: Path, tmp_path: Path, request: pytest.FixtureRequest

@@ -88,6 +88,24 @@ class Discrete(Levels):
         return [self.values[i * len(self.values) // steps] for i in range(steps)]
 
 
+class Evenly(Discrete):
+    """Many levels between 0 and 1, evenly spaced and equally probable: the grid of consistency distillation.
+
+    Args:
+        count: how many; 0 is none of them.
+        shift: of all of them, as in `Shifted`.
+
+    Raises:
+        ValueError: no levels, or a shift that is not positive.
+    """
+
+    def __init__(self, count: int = 50, shift: float = 1.0):
+        if count < 1 or shift <= 0:
+            raise ValueError(f"evenly spaced levels are 1 or more, with a positive shift; got {count} and {shift}")
+        even = [(count - index) / count for index in range(count)]
+        super().__init__([shift * t / (1 + (shift - 1) * t) for t in even])
+
+
 class Shifted(Levels):
     """Other levels pushed towards noise for a higher resolution, `t' = s t / (1 + (s - 1) t)` (SD3, Eq. 23).
 

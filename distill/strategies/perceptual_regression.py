@@ -4,13 +4,14 @@ section 3).
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import Tensor
 
 from distill.backbones.base import Backbone
 from distill.batch import Batch, Sample
+from distill.diffusion.distances import DISTANCES as PLAIN
+from distill.diffusion.distances import latent_distance
 from distill.errors import ConfigError
 from distill.frozen import Frozen
 from distill.perceptual.augment import KINDS, Ensemble
@@ -18,7 +19,7 @@ from distill.perceptual.latent_lpips import LatentLPIPS
 from distill.perceptual.lpips import load_lpips
 from distill.strategies.base import Strategy
 
-DISTANCES = ("e_latent_lpips", "latent_lpips", "lpips", "mse", "pseudo_huber", "l1")
+DISTANCES = ("e_latent_lpips", "latent_lpips", "lpips", *PLAIN)
 
 
 class PerceptualRegression(Strategy):
@@ -83,14 +84,8 @@ class PerceptualRegression(Strategy):
 
     def _distances(self, sample: Sample, batch: Batch) -> Tensor:
         """`[B]`."""
-        difference = (sample.x0 - batch.x0).flatten(1)
-        if self.distance == "mse":
-            return difference.square().mean(1)
-        if self.distance == "l1":
-            return difference.abs().mean(1)
-        if self.distance == "pseudo_huber":
-            c = 0.00054 * math.sqrt(difference.shape[1])
-            return (difference.square().sum(1) + c**2).sqrt() - c
+        if self.distance in PLAIN:
+            return latent_distance(self.distance, sample.x0, batch.x0)
         metric: Any = self.metric
         if self.distance == "lpips":
             return metric(sample.pixels, batch.pixels).flatten()

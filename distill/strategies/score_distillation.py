@@ -7,6 +7,7 @@ from torch import Tensor
 
 from distill.backbones.base import Backbone
 from distill.batch import Batch, Cond, Sample
+from distill.diffusion.guidance import guided
 from distill.diffusion.levels import Levels, Uniform
 from distill.errors import ConfigError
 from distill.frozen import Frozen
@@ -83,17 +84,9 @@ class ScoreDistillation(Strategy):
     def _walk(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
         """The teacher's clean latent after `teacher_steps` steps from `x_t`."""
         for left in range(self.teacher_steps, 1, -1):
-            x0, lower = self._guided(x_t, t, batch), t * (left - 1) / left
+            x0, lower = guided(self.teacher, x_t, t, batch, self.guidance), t * (left - 1) / left
             x_t, t = self.process.step(x0, x_t, t, lower), lower
-        return self._guided(x_t, t, batch)
-
-    def _guided(self, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        """The teacher's clean latent under guidance, which acts alike on x0, noise and velocity: all are affine."""
-        asked = self._ask(x_t, t, batch.cond)
-        if self.guidance == 1:
-            return asked
-        nothing = self._ask(x_t, t, batch.cond_of(""))
-        return nothing + self.guidance * (asked - nothing)
+        return guided(self.teacher, x_t, t, batch, self.guidance)
 
     def _noise_free(self, x0: Tensor, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
         """The clean latent that `x0` is pulled to by delta_D + s delta_C in place of the predicted noise's error."""

@@ -40,6 +40,8 @@ class DistillModule(L.LightningModule):
         student_schedule, critic_schedule: learning-rate schedules, stepped with their optimizer.
         student_clip, critic_clip: largest gradient norm of each player; None does not clip.
         ema: decay of the student's moving average, which is what is sampled and exported; None keeps none.
+        target_ema: decay of a second, faster moving average, which strategies use as a target (`Sample.target`); None
+            keeps none, and the target is the student itself.
         accumulate: batches per update of each player.
         critic_updates: critic updates per student update; the extra ones draw fresh batches.
         seed: of every random number in training.
@@ -73,6 +75,7 @@ class DistillModule(L.LightningModule):
         student_clip: float | None = 1.0,
         critic_clip: float | None = None,
         ema: float | None = 0.999,
+        target_ema: float | None = None,
         accumulate: int = 1,
         critic_updates: int = 1,
         seed: int = 0,
@@ -108,7 +111,8 @@ class DistillModule(L.LightningModule):
         self.inputs = inputs
         self.optimizer_makers = student_optimizer, critic_optimizer
         self.schedule_makers = student_schedule, critic_schedule
-        self.clips, self.ema_target = (student_clip, critic_clip), ema
+        self.clips = (student_clip, critic_clip)
+        self.decays = (ema, target_ema)
         self.accumulate, self.critic_updates = accumulate, critic_updates
         self.student_init = student_init
         self.seed, self.checkpoint, self.compiled, self.patience = seed, checkpoint, compiled, patience
@@ -120,6 +124,7 @@ class DistillModule(L.LightningModule):
         self._autoencoder: Frozen | None = None
         self.student: Denoiser | None = None
         self.ema: Denoiser | None = None
+        self.target: Denoiser | None = None
 
     # Setting up ---------------------------------------------------------------------------------------------------
 
@@ -131,10 +136,11 @@ class DistillModule(L.LightningModule):
         if self.student is not None:
             return
         self.student = self.backbone.denoiser()
-        self.ema = None if self.ema_target is None else self.backbone.denoiser().requires_grad_(False)
-        for network in (self.student, self.ema):
-            if network is not None:
-                self._begin(network)
+        self.ema, self.target = (
+            None if decay is None else self.backbone.denoiser().requires_grad_(False) for decay in self.decays
+        )
+        for network in (self.student, *self._averages()):
+            self._begin(network)
         teacher = backbones.load(self.teacher_name, self.teacher_dtype)
         self.teacher = Frozen(teacher.denoiser())
         self.text_encoder = Frozen(teacher.text_encoder())
@@ -146,8 +152,13 @@ class DistillModule(L.LightningModule):
         parallel.prepare(self.student, mesh, self.checkpoint, self.compiled)
         parallel.prepare(self.teacher.network, mesh, self.checkpoint, self.compiled)
         self._prepare_critics(mesh)
-        if self.ema is not None:
-            parallel.prepare(self.ema.eval(), mesh)
+        for average in self._averages():
+            parallel.prepare(average.eval(), mesh, backward=False)
+
+    def _averages(self) -> dict[Denoiser, float]:
+        """The moving averages of the student that are kept, with their decays."""
+        pairs = zip((self.ema, self.target), self.decays, strict=True)
+        return {average: decay for average, decay in pairs if average is not None and decay is not None}
 
     def _prepare_critics(self, mesh: DeviceMesh | None) -> None:
         """A critic that is a whole network is sharded as the student is; heads stay whole."""
@@ -252,7 +263,7 @@ class DistillModule(L.LightningModule):
         """The student's one answer to a batch."""
         assert self.student is not None
         x_t, t = self.inputs(batch, self.student.process, step)
-        return Sample(self.student(x_t, t, batch.cond), x_t, t, self._decode)
+        return Sample(self.student(x_t, t, batch.cond), x_t, t, self._decode, self.target or self.student)
 
     def _critic_turn(self, sample: Sample, batch: Batch, step: int, updates: bool) -> None:
         for name, strategy in self._named():
@@ -282,8 +293,9 @@ class DistillModule(L.LightningModule):
             self._losses.append(loss.detach())
             self._scalars |= {f"student/{name}": loss, f"gradient_at_sample/{name}": norm * abs(weight)}
         sample.backward(1 / self.accumulate)
-        if updates and self._update(0, list(self.student.parameters())) and self.ema is not None:
-            update_ema(self.ema, self.student, ema_decay(self.ema_target, step))  # type: ignore[arg-type]
+        if updates and self._update(0, list(self.student.parameters())):
+            for average, decay in self._averages().items():
+                update_ema(average, self.student, ema_decay(decay, step))
 
     def _balance(self, index: int, sample: Sample, gradient: Gradient) -> Tensor:
         """The weight that makes a gradient at the latent `balance` times as long as what the terms with a number have

@@ -72,7 +72,11 @@ def check_names(strategy: str, precision: str) -> None:
 
 
 def prepare(
-    denoiser: Denoiser, mesh: DeviceMesh | None = None, checkpoint: bool = False, compiled: bool = False
+    denoiser: Denoiser,
+    mesh: DeviceMesh | None = None,
+    checkpoint: bool = False,
+    compiled: bool = False,
+    backward: bool = True,
 ) -> None:
     """Activation checkpointing, compilation and sharding of a denoiser, in this order, each per block.
 
@@ -81,6 +85,8 @@ def prepare(
         mesh: the data-parallel mesh to shard over (FSDP2); None leaves it whole.
         checkpoint: recompute activations in the backward pass.
         compiled: `torch.compile` each block.
+        backward: whether anything is sent back through it; the outermost part of what is only asked would stay whole
+            after a pass, if it were not sharded again at once.
     """
     if checkpoint:
         denoiser.network.enable_gradient_checkpointing()
@@ -90,7 +96,7 @@ def prepare(
     if mesh is not None and not isinstance(denoiser.network, FSDPModule):
         for block in denoiser.blocks:
             fully_shard(block, mesh=mesh)
-        fully_shard(denoiser.network, mesh=mesh)
+        fully_shard(denoiser.network, mesh=mesh, reshard_after_forward=None if backward else True)
 
 
 def grouped(parameters: list[nn.Parameter]) -> Any:

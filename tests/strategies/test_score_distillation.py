@@ -102,7 +102,7 @@ def test_nothing_flows_through_the_teacher(weighting: str) -> None:
     flows = []
     scene.teacher.register_forward_hook(lambda module, inputs, output: flows.append(output.requires_grad))
     scene.gradient()
-    assert len(flows) == (3 if weighting == "nfsd" else 2) and not any(flows)
+    assert len(flows) == (3 if weighting == "nfsd" else 1) and not any(flows)
 
 
 def test_teacher_walks_down_evenly() -> None:

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from distill import backbones
-from distill.backbones.base import ASSETS
 from distill.data import shapes
 from distill.data.shapes_data import ShapesDataset
 from distill.evaluation.metrics import Alignment
 from distill.evaluation.shapes_judge import load_shapes_judge
+from distill.files import ASSETS
 from distill.inference import open_painter
 from distill.tiny.text import MAX_TOKENS, build_tokenizer
 
