@@ -27,6 +27,7 @@ ASSETS := build/assets
 DISTILL := $(BIN)/distill
 assets: .venv/installed  ## rebuild the shipped tiny pipelines, judge, vision network and perceptual distances (hours on a laptop CPU)
 	$(DISTILL) fit --config recipes/assets/judge.yaml
+	$(DISTILL) fit --config recipes/assets/small_judge.yaml
 	$(DISTILL) fit --config recipes/assets/autoencoder.yaml
 	$(DISTILL) fit --config recipes/assets/text_encoders.yaml
 	$(DISTILL) fit --config recipes/assets/tiny_vit.yaml

@@ -19,6 +19,8 @@ Turns a slow diffusion pipeline into a 1-4 step one.
   export     checkpoint to pipeline       distill export --checkpoint CHECKPOINT --output FOLDER
   sample     images from prompts          distill sample --pipeline FOLDER --prompt "a red ring" --steps 1
   evaluate   metrics of a pipeline        distill evaluate --pipeline FOLDER --steps 1
+  calibrate  when to ask the teacher      distill calibrate --student FOLDER --teacher PIPELINE --output FILE
+  collaborate  student and teacher        distill collaborate --student FOLDER --teacher PIPELINE --calibration FILE
 
 `distill COMMAND --help` lists a command's options."""
 
@@ -174,6 +176,128 @@ def export(
     print(f"{output}: student of {student.facts['teacher']} after {student.facts['steps']} updates")
 
 
+def calibrate(
+    student: str,
+    teacher: str,
+    output: str,
+    judge: str = "small-shapes",
+    prompts: str | None = None,
+    count: int = 1000,
+    student_steps: int | None = None,
+    student_guidance: float | None = None,
+    teacher_guidance: float | None = None,
+    solver: str | None = "DPMSolverMultistepScheduler",
+    budget: float | None = None,
+    modes: tuple[str, ...] = ("refine", "regenerate"),
+    target: str | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    device: str = "auto",
+) -> None:
+    """Scores a student's images of held-out prompts, and finds the best way to spend a budget of steps.
+
+    Args:
+        student: exported folder, hub id, or a checkpoint of `distill fit`.
+        teacher: shipped pipeline, folder or hub id.
+        output: the JSON file that `distill collaborate` reads.
+        judge: small-shapes, shapes, clip:ARCHITECTURE:WEIGHTS, image-reward:NAME or preference:MODEL.
+        prompts: a text file with one prompt per line; captions of drawn images if not given.
+        count: how many captions of drawn images.
+        student_steps, student_guidance: of the student's sampler; what its folder says if not given.
+        teacher_guidance: what the teacher's folder says if not given.
+        solver: the teacher's scheduler.
+        budget: average steps per image to find the best way for; only scores if not given.
+        modes: that are tried, refine and regenerate.
+        target: what is to be best: a judge, or fid_shapes; the deciding judge if not given.
+        seed: of the noise.
+        batch_size: images per call.
+        device: auto, cpu, cuda, ...
+    """
+
+    from distill.collaboration import calibrate as calibrating
+    from distill.collaboration.commands import open_pair, prompts_of, target_of
+
+    asked = prompts_of(prompts, count, seed=calibrating.HELD_OUT)
+    pair = open_pair(
+        student, teacher, judge, None, student_steps, student_guidance, teacher_guidance, solver, device
+    )  # fmt: skip
+    made = calibrating.calibrate(pair, asked, seed, batch_size)
+    if budget is not None:
+        pair.calibration = made
+        made = calibrating.search(pair, asked, budget, modes, target_of(target, device), seed, batch_size)
+    made.save(output)
+    shown = {f"{share} %": round(made.threshold(share / 100), 4) for share in range(10, 100, 20)}
+    print(f"scores of {made.prompts} images by {made.judge}: {shown}")
+    if made.choice:
+        best = {name: value for name, value in made.choice.items() if name != "tried"}
+        low, high = made.interval(made.choice["share"], made.choice["teacher_steps"])
+        print(f"for {budget} steps on average ({low:.2f} to {high:.2f} on fresh prompts): {best}")
+    print(f"the calibration is in {output}")
+
+
+def collaborate(
+    student: str,
+    teacher: str,
+    output: str = "collaboration",
+    judge: str = "small-shapes",
+    calibration: str | None = None,
+    prompt: list[str] | None = None,
+    prompts: str | None = None,
+    budget: float | None = None,
+    threshold: float | None = None,
+    mode: str | None = None,
+    variance: float | None = None,
+    strength: float | None = None,
+    teacher_steps: int | None = None,
+    student_steps: int | None = None,
+    student_guidance: float | None = None,
+    teacher_guidance: float | None = None,
+    solver: str | None = "DPMSolverMultistepScheduler",
+    compare: int = 8,
+    scale: int = 1,
+    seed: int = 0,
+    batch_size: int = 16,
+    device: str = "auto",
+) -> None:
+    """Paints prompts with a student and lets its teacher improve what a judge rejects.
+
+    Args:
+        student: exported folder, hub id, or a checkpoint of `distill fit`.
+        teacher: shipped pipeline, folder or hub id.
+        output: folder for 00000.png, ..., decisions.csv and grid.png (rows: teacher, student, adaptive).
+        judge: as in `distill calibrate`.
+        calibration: the file `distill calibrate` wrote.
+        prompt: one or more prompts.
+        prompts: a text file with one prompt per line.
+        budget: average steps per image; or give a threshold.
+        threshold: images that score below it are improved.
+        mode: refine or regenerate.
+        variance: of the noise a refined latent gets, between 0 and 1; or give a strength.
+        strength: share of the teacher's schedule that refines.
+        teacher_steps: for each improved image.
+        student_steps, student_guidance, teacher_guidance, solver: as in `distill calibrate`.
+        compare: how many prompts the grid shows.
+        scale: enlargement of each pixel in the grid.
+        seed: image i starts from the noise of seed + i.
+        batch_size: images per call.
+        device: auto, cpu, cuda, ...
+    """
+    from distill.collaboration.commands import collaborate as collaborating
+    from distill.collaboration.commands import open_pair
+    from distill.data.generate import read_prompts
+    from distill.errors import ConfigError
+
+    lines = [*(prompt or []), *(read_prompts(prompts) if prompts else [])]
+    if not lines:
+        raise ConfigError("nothing to paint; give --prompt '[\"a red ring\"]' or --prompts FILE")
+    pair = open_pair(
+        student, teacher, judge, calibration, student_steps, student_guidance, teacher_guidance, solver, device
+    )  # fmt: skip
+    how = {"budget": budget, "threshold": threshold, "mode": mode, "variance": variance, "strength": strength,
+           "teacher_steps": teacher_steps}  # fmt: skip
+    print(collaborating(pair, lines, output, how, seed, batch_size, compare, scale))
+
+
 def _generate(command: str, arguments: list[str]) -> None:
     from distill.training.generating import generate_latents, generate_pairs
 
@@ -253,4 +377,6 @@ COMMANDS: dict[str, Callable[[str, list[str]], None]] = {
     "export": _function(export),
     "sample": _function(sample),
     "evaluate": _function(evaluate),
+    "calibrate": _function(calibrate),
+    "collaborate": _function(collaborate),
 }

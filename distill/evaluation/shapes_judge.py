@@ -54,8 +54,8 @@ def load_shapes_judge(path: str | Path | None = None) -> ShapesJudge:
     """The judge that ships with the package, or the one stored at `path`, frozen."""
     from safetensors.torch import load_file
 
-    judge = ShapesJudge()
     weights = load_file(path or ASSETS / "shapes_judge.safetensors")
+    judge = ShapesJudge(width=len(weights["trunk.0.0.weight"]))
     judge.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     return judge.eval().requires_grad_(False)
 

@@ -22,12 +22,13 @@ class JudgeTraining(L.LightningModule):
         output: where the trained weights go (safetensors, float16).
         lr: peak learning rate of the one-cycle schedule.
         noise: largest standard deviation of the added noise (pixels span [-1, 1]).
+        width: of the judge.
     """
 
-    def __init__(self, output: str, lr: float = 2e-3, noise: float = 0.1):
+    def __init__(self, output: str, lr: float = 2e-3, noise: float = 0.1, width: int = 32):
         super().__init__()
         self.output, self.lr, self.noise = output, lr, noise
-        self.judge = ShapesJudge()
+        self.judge = ShapesJudge(width=width)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         pixels, truth = batch["pixels"], batch["attributes"]

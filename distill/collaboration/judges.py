@@ -1,0 +1,189 @@
+"""Who decides which images are good enough: `(prompts, images) -> [B]`, higher is better."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from distill.data import shapes
+from distill.errors import ConfigError
+from distill.evaluation.metrics import ClipScore
+from distill.evaluation.shapes_judge import ShapesJudge, load_shapes_judge
+from distill.files import ASSETS
+
+
+class Judge(Protocol):
+    """What scores images.
+
+    Attributes:
+        spec: what `open_judge` opens this judge by, and what a calibration remembers of it.
+    """
+
+    spec: str
+
+    def __call__(self, prompts: list[str], images: Tensor) -> Tensor:
+        """B prompts and images `[B, 3, H, W]` in [0, 1] -> scores `[B]` float32; one sample's does not depend on the
+        others.
+        """
+        ...
+
+
+class ShapesScore:
+    """How sure a shapes judge is of what the caption names: the geometric mean of the probabilities of the named
+    attributes, in (0, 1].
+
+    Args:
+        spec: `shapes` for the judge that measures alignment; `small-shapes` for a smaller one of another training, so
+            that nothing is measured by the network that decided.
+
+    A prompt that is no caption of drawn shapes raises a ConfigError.
+    """
+
+    def __init__(self, spec: str = "small-shapes"):
+        self.spec = spec
+        small = ASSETS / "small_judge.safetensors" if spec == "small-shapes" else None
+        self.judge: ShapesJudge = load_shapes_judge(small)
+
+    @torch.no_grad()
+    def __call__(self, prompts: list[str], images: Tensor) -> Tensor:
+        try:
+            asked = shapes.parse(prompts)
+        except ValueError as error:
+            raise ConfigError(f"the judge '{self.spec}' scores drawn shapes only: {error}") from error
+        logits = [column.log_softmax(1) for column in self.judge(images.float().cpu() * 2 - 1)]
+        named = asked.attributes != shapes.UNNAMED
+        direct = _surety(logits, asked, named)
+        other = _surety([*logits[: shapes.FIRST.start], *logits[shapes.SECOND], *logits[shapes.FIRST]], asked, named)
+        two = logits[shapes.LAYOUT].argmax(1) != 0
+        return torch.where(~asked.ordered & two, torch.maximum(direct, other), direct).exp()
+
+
+def _surety(logits: list[Tensor], asked: shapes.Named, named: Tensor) -> Tensor:
+    """Mean log-probability of the named values, `[B]`."""
+    chosen = [
+        column.gather(1, value.clamp(min=0)[:, None])[:, 0]
+        for column, value in zip(logits, asked.attributes.unbind(1), strict=True)
+    ]
+    return (torch.stack(chosen, 1) * named).sum(1) / named.sum(1).clamp(min=1)
+
+
+class ClipJudge:
+    """Cosine of image and prompt in an open_clip model, in [-1, 1] (arXiv 2104.08718 without its factor 2.5).
+
+    Args:
+        spec: `clip:ARCHITECTURE:WEIGHTS`, such as `clip:ViT-bigG-14:laion2b_s39b_b160k`; an open_clip tag or a file.
+        device: of the model.
+    """
+
+    def __init__(self, spec: str, device: torch.device | str = "cpu"):
+        _, architecture, weights = _parts(spec, 3, "clip:ARCHITECTURE:WEIGHTS")
+        self.spec = spec
+        self.metric = ClipScore(architecture, weights).to(device)
+
+    @torch.no_grad()
+    def __call__(self, prompts: list[str], images: Tensor) -> Tensor:
+        return self.metric.cosines(images.to(self.metric.device), prompts).float().cpu()
+
+
+class ImageRewardJudge:
+    """ImageReward (arXiv 2304.05977), the judge of the adaptive collaboration paper. Standardised: about N(0, 1) over
+    its training images. Needs the package `image-reward`.
+
+    Args:
+        spec: `image-reward:NAME`, such as `image-reward:ImageReward-v1.0`, or a file in place of the name.
+        device: of the model.
+
+    Raises:
+        ConfigError: the package is not installed.
+    """
+
+    def __init__(self, spec: str, device: torch.device | str = "cpu"):
+        _, name = _parts(spec, 2, "image-reward:ImageReward-v1.0")
+        try:
+            import ImageReward
+        except ImportError as error:
+            raise ConfigError(f"the judge '{spec}' needs a package: pip install image-reward") from error
+        self.spec = spec
+        self.model: Any = ImageReward.load(name, device=str(device))
+
+    @torch.no_grad()
+    def __call__(self, prompts: list[str], images: Tensor) -> Tensor:
+        from torchvision.transforms.functional import to_pil_image
+
+        pairs = zip(prompts, images.float().cpu(), strict=True)
+        return torch.tensor([float(self.model.score(prompt, to_pil_image(image))) for prompt, image in pairs])
+
+
+class PreferenceJudge:
+    """A CLIP trained on people's choices, through transformers: PickScore (arXiv 2305.01569) and its like. The cosine
+    times the model's own scale.
+
+    Args:
+        spec: `preference:MODEL`, a hub id such as `preference:yuvalkirstain/PickScore_v1`, or a folder.
+        device: of the model.
+    """
+
+    def __init__(self, spec: str, device: torch.device | str = "cpu"):
+        from transformers import AutoModel, AutoProcessor
+
+        _, name = _parts(spec, 2, "preference:yuvalkirstain/PickScore_v1")
+        self.spec = spec
+        self.model: Any = AutoModel.from_pretrained(name).eval().requires_grad_(False).to(device)
+        self.processor: Any = AutoProcessor.from_pretrained(name)
+
+    @torch.no_grad()
+    def __call__(self, prompts: list[str], images: Tensor) -> Tensor:
+        from torchvision.transforms.functional import to_pil_image
+
+        pictures = [to_pil_image(image) for image in images.float().cpu()]
+        options: dict[str, Any] = {"padding": True, "truncation": True, "return_tensors": "pt"}
+        answer = self.model(**self.processor(text=prompts, images=pictures, **options).to(self.model.device))
+        return answer.logits_per_image.diagonal().float().cpu()
+
+
+class NetworkJudge:
+    """Any network of one's own as a judge.
+
+    Args:
+        network: `(prompts, images) -> [B]`.
+        spec: a name for it that changes when its weights do.
+    """
+
+    def __init__(self, network: Callable[[list[str], Tensor], Tensor] | nn.Module, spec: str):
+        self.network, self.spec = network, spec
+
+    @torch.no_grad()
+    def __call__(self, prompts: list[str], images: Tensor) -> Tensor:
+        return self.network(prompts, images).float().cpu()
+
+
+KINDS: dict[str, Callable[[str, torch.device | str], Judge]] = {
+    "shapes": lambda spec, device: ShapesScore(spec),
+    "small-shapes": lambda spec, device: ShapesScore(spec),
+    "clip": ClipJudge,
+    "image-reward": ImageRewardJudge,
+    "preference": PreferenceJudge,
+}
+
+
+def open_judge(spec: str, device: torch.device | str = "cpu") -> Judge:
+    """A judge by its name: `small-shapes`, `shapes`, `clip:ARCHITECTURE:WEIGHTS`, `image-reward:NAME` or
+    `preference:MODEL`.
+
+    Raises:
+        ConfigError: an unknown kind, or one without its model.
+    """
+    kind = spec.split(":")[0]
+    if kind not in KINDS:
+        raise ConfigError(f"the judge '{spec}' is unknown; name one of {', '.join(KINDS)}")
+    return KINDS[kind](spec, device)
+
+
+def _parts(spec: str, count: int, example: str) -> list[str]:
+    parts = spec.split(":", count - 1)
+    if len(parts) < count or not all(parts):
+        raise ConfigError(f"the judge '{spec}' names no model; write it as {example}")
+    return parts

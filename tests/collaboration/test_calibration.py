@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from distill.cli import main
+from distill.collaboration.calibrate import choices
+from distill.collaboration.calibration import Calibration, digest, percentiles, prompts_hash
+from distill.errors import ConfigError
+from tests import tiny
+
+
+def made(prompts: int = 1000, steps: int = 4) -> Calibration:
+    return Calibration("abc", {"guidance_scale": 0.0}, steps, "judge", prompts, "def", percentiles(torch.rand(prompts)))
+
+
+def test_percentiles_are_numpys() -> None:
+    scores = torch.randn(137)
+    expected = np.percentile(scores.double().numpy(), range(101))
+    np.testing.assert_allclose(percentiles(scores), expected, atol=1e-6)
+
+
+def test_threshold_and_share() -> None:
+    calibration = made()
+    assert calibration.share(10, 12) == 0.5
+    assert calibration.threshold(0.5) == calibration.percentiles[50]
+    low, high = calibration.percentiles[30], calibration.percentiles[31]
+    assert calibration.threshold(0.305) == pytest.approx((low + high) / 2)
+
+
+@pytest.mark.parametrize(("count", "share"), [(50, 0.5), (500, 0.3)])
+def test_interval_covers_fresh_prompts(count: int, share: float) -> None:
+    """Thresholds set by `count` scores, measured on the distribution itself: 95 % of the averages lie inside."""
+    generator, inside, trials = torch.Generator().manual_seed(0), 0, 600
+    for _ in range(trials):
+        scores = torch.rand(count, generator=generator)
+        calibration = Calibration("", {}, 4, "", count, "", percentiles(scores))
+        spent = 4 + 10 * calibration.threshold(share)  # of uniform scores the threshold is the share
+        low, high = calibration.interval(share, 10)
+        centre = 4 + 10 * share
+        inside += low <= spent <= high
+        assert low < centre < high
+    assert 0.92 < inside / trials < 0.98
+
+
+def test_file(tmp_path: Path) -> None:
+    calibration = made()
+    calibration.save(tmp_path / "c.json")
+    assert Calibration.load(tmp_path / "c.json") == calibration
+    with pytest.raises(ConfigError, match="there is no calibration at .*`distill calibrate` makes one"):
+        Calibration.load(tmp_path / "other.json")
+    (tmp_path / "wrong.json").write_text('{"a": 1}')
+    with pytest.raises(ConfigError, match="is no calibration"):
+        Calibration.load(tmp_path / "wrong.json")
+
+
+def test_digest_tells_weights_apart() -> None:
+    one, same, other = tiny.sd_denoiser(1), tiny.sd_denoiser(1), tiny.sd_denoiser(2)
+    assert digest(one) == digest(same) != digest(other)
+    assert prompts_hash(["a", "b"]) != prompts_hash(["b", "a"])
+
+
+def test_choices_spend_the_budget() -> None:
+    ways = choices(made(), 10, "refine")
+    assert {round(4 + way["share"] * way["teacher_steps"], 9) for way in ways} == {10.0}
+    assert {way["variance"] for way in ways} == {0.3, 0.4, 0.55, 0.7, 0.75}
+    assert {way["teacher_steps"] for way in choices(made(), 10, "regenerate")} == {30, 20, 15, 12, 10, 9}
+    with pytest.raises(ConfigError, match="leaves the teacher none: the student takes 4"):
+        choices(made(), 4, "refine")
+
+
+PROMPTS = [f"a {colour} {shape}" for colour in ("red", "green", "blue", "cyan") for shape in
+           ("ring", "square", "circle", "cross", "diamond", "triangle")]  # fmt: skip
+
+
+def test_commands(sd_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Calibrate with a search, then collaborate by its choice, on the pipelines as a user has them."""
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n".join(PROMPTS))
+    pair = ["--student", str(sd_folder), "--teacher", str(sd_folder), "--student_steps", "2"]
+    calibration, output = str(tmp_path / "calibration.json"), tmp_path / "images"
+    main(["calibrate", *pair, "--prompts", str(file), "--budget", "4", "--target", "shapes", "--output", calibration])
+    said = capsys.readouterr().out
+    assert "scores of 24 images by small-shapes" in said and "for 4.0 steps on average" in said
+    kept = json.loads(Path(calibration).read_text())
+    assert kept["steps"] == 2 and len(kept["percentiles"]) == 101 and len(kept["choice"]["tried"]) > 10
+    assert kept["choice"]["value"] == max(way["value"] for way in kept["choice"]["tried"])
+    main(["collaborate", *pair, "--prompts", str(file), "--calibration", calibration, "--output", str(output),
+          "--compare", "3"])  # fmt: skip
+    assert "24 images, of which" in capsys.readouterr().out
+    rows = list(csv.DictReader((output / "decisions.csv").open()))
+    assert [row["prompt"] for row in rows] == PROMPTS and [row["seed"] for row in rows[:2]] == ["0", "1"]
+    spent = sum(int(row["steps"]) for row in rows) / len(rows)
+    assert spent == pytest.approx(4, abs=0.6)
+    assert (output / "grid.png").is_file() and (output / "00023.png").is_file()
+    wrong = [*pair[:-1], "3", "--prompts", str(file), "--calibration", calibration, "--output", str(output)]
+    for arguments, sentence in (
+        (wrong, "made for another call of the student"),
+        ([*pair, "--prompts", str(file)], "how many steps the teacher improves"),
+        ([*pair], "nothing to paint"),
+        ([*pair, "--prompt", '["a red ring"]', "--judge", "clip", "--threshold", "0"], "names no model"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(["collaborate", *arguments])
+        assert stopped.value.code == 2 and sentence in capsys.readouterr().err
+
+
+def test_too_few_prompts_are_refused(sd_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pair = ["--student", str(sd_folder), "--teacher", str(sd_folder), "--student_steps", "1"]
+    with pytest.raises(SystemExit):
+        main(["calibrate", *pair, "--count", "5", "--output", str(tmp_path / "c.json")])
+    assert "need 20 held-out prompts or more, got 5" in capsys.readouterr().err
+    assert not (tmp_path / "c.json").exists()
