@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from distill.cli import main
+from distill.export import load_student
 from tests.runs import ROOT
 
 SHRUNK = {
@@ -18,6 +19,8 @@ SHRUNK = {
     "generate": "--count 32 --steps 2 --shard_size 32 --accelerator cpu",
     "evaluate": "--samples 64 --batch_size 32 --device cpu",
     "sample": "--device cpu",
+    "calibrate": "--count 20 --device cpu",
+    "collaborate": "--device cpu",
     "export": "",
 }
 
@@ -56,6 +59,21 @@ def test_commands_of_the_page_on_diffusion2gan_run(tmp_path: Path, monkeypatch: 
         times.append(shard.stat().st_mtime_ns)
     assert len(set(times)) == 1
     assert (tmp_path / "runs/tiny_diffusion2gan/checkpoints/last.ckpt").is_file()
+
+
+def test_commands_of_the_pages_on_consistency_and_collaboration_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Collaboration with a student of the consistency page."""
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    monkeypatch.chdir(tmp_path)
+    for page in ("consistency", "collaboration"):
+        for command in commands(ROOT / "docs" / f"{page}.md"):
+            arguments = shlex.split(command.replace("runs/tiny_ladd/", "runs/tiny_consistency/"))[1:]
+            shrunk = SHRUNK[arguments[0]]
+            main([*arguments, *shlex.split(re.sub(r"--data.generation.\S+ \S+ ", "", shrunk))])
+    assert load_student("runs/tiny_consistency_sd/checkpoints/last.ckpt").facts["teacher"] == "tiny-sd"
+    assert (tmp_path / "runs/collaboration/decisions.csv").is_file()
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,11 @@ def calibrate(pipeline: AdaptivePipeline, prompts: Sequence[str], seed: int = 0,
 
 
 def choices(
-    calibration: Calibration, budget: float, mode: str, variances: Sequence[float] = VARIANCES
+    calibration: Calibration,
+    budget: float,
+    mode: str,
+    variances: Sequence[float] = VARIANCES,
+    shares: Sequence[float] = SHARES,
 ) -> list[dict[str, Any]]:
     """The ways to spend `budget` average steps that are tried: variances, and shares with the teacher steps they leave.
 
@@ -67,7 +71,7 @@ def choices(
         ConfigError: a budget that leaves the teacher no step.
     """
     left = budget - calibration.steps
-    counts = sorted({round(left / share) for share in SHARES} - {0})
+    counts = sorted({round(left / share) for share in shares} - {0})
     counts = [count for count in counts if left <= count]
     if not counts or left <= 0:
         raise ConfigError(f"a budget of {budget} steps leaves the teacher none: the student takes {calibration.steps}")
@@ -83,6 +87,8 @@ def search(
     target: Target | None = None,
     seed: int = 0,
     batch_size: int = 16,
+    variances: Sequence[float] = VARIANCES,
+    shares: Sequence[float] = SHARES,
 ) -> Calibration:
     """Tries all `choices` for a budget on held-out prompts and keeps the best.
 
@@ -93,6 +99,7 @@ def search(
         modes: that may be chosen.
         target: what is to be highest, of prompts and images; the judge's mean score if not given.
         seed, batch_size: as in `calibrate`.
+        variances, shares: that are tried.
 
     Returns:
         The calibration with its `choice`, in which `tried` lists all with their values.
@@ -101,7 +108,9 @@ def search(
     judge = pipeline.judge
     value = target or (lambda asked, images: float(judge(asked, images).mean()))
     tried = []
-    for way in track([w for mode in modes for w in choices(pipeline.calibration, budget, mode)], "searching"):
+    for way in track(
+        [w for mode in modes for w in choices(pipeline.calibration, budget, mode, variances, shares)], "searching"
+    ):
         settings = {name: way[name] for name in ("mode", "teacher_steps", "variance") if name in way}
         threshold = pipeline.calibration.threshold(way["share"])
         answer = seeded(pipeline, prompts, seed, threshold=threshold, batch_size=batch_size, **settings)
