@@ -21,6 +21,7 @@ Turns a slow diffusion pipeline into a 1-4 step one.
   evaluate   metrics of a pipeline        distill evaluate --pipeline FOLDER --steps 1
   calibrate  when to ask the teacher      distill calibrate --student FOLDER --teacher PIPELINE --output FILE
   collaborate  student and teacher        distill collaborate --student FOLDER --teacher PIPELINE --calibration FILE
+  analyse    where the two differ         distill analyse --student FOLDER --teacher PIPELINE
 
 `distill COMMAND --help` lists a command's options."""
 
@@ -298,6 +299,61 @@ def collaborate(
     print(collaborating(pair, lines, output, how, seed, batch_size, compare, scale))
 
 
+def analyse(
+    student: str,
+    teacher: str,
+    output: str = "analysis",
+    judge: str = "small-shapes",
+    votes: str = "shapes",
+    distance: str = "tiny-lpips",
+    prompts: str | None = None,
+    count: int = 1000,
+    student_steps: int | None = None,
+    student_guidance: float | None = None,
+    teacher_steps: int = 25,
+    teacher_guidance: float | None = None,
+    solver: str | None = "DPMSolverMultistepScheduler",
+    seed: int = 0,
+    batch_size: int = 64,
+    device: str = "auto",
+) -> None:
+    """Shows where a student differs from its teacher, and how well a judge of the student alone tells who is better.
+
+    Args:
+        student: exported folder, hub id, or a checkpoint of `distill fit`.
+        teacher: shipped pipeline, folder or hub id.
+        output: folder for images.csv (a row per image), findings.json and figures.png (the paper's Figures 3 to 7).
+        judge: whose scores decide, as in `distill calibrate`.
+        votes: another judge, in the place of people's votes.
+        distance: tiny-lpips for drawn shapes; vgg, alex or squeeze for LPIPS with weights from the hub.
+        prompts: a text file with one prompt per line; captions of drawn images if not given.
+        count: how many captions of drawn images.
+        student_steps, student_guidance, teacher_guidance, solver: as in `distill calibrate`.
+        teacher_steps: of the teacher's images.
+        seed: image i starts from the noise of seed + i.
+        batch_size: images per call.
+        device: auto, cpu, cuda, ...
+    """
+    from distill.collaboration import analysis
+    from distill.collaboration.calibrate import HELD_OUT
+    from distill.collaboration.commands import distance_of, open_pair, prompts_of
+    from distill.collaboration.judges import open_judge
+    from distill.errors import ConfigError
+    from distill.inference import pick_device
+
+    asked = prompts_of(prompts, count, seed=HELD_OUT)
+    if teacher_steps < 2 or len(asked) < 10:
+        raise ConfigError(
+            f"an analysis needs 2 teacher steps and 10 prompts or more; got {teacher_steps} and {len(asked)}"
+        )
+    pair = open_pair(
+        student, teacher, judge, None, student_steps, student_guidance, teacher_guidance, solver, device
+    )  # fmt: skip
+    other = open_judge(votes, pick_device(device))
+    rows = analysis.analyse(pair, asked, other, distance_of(distance, device), teacher_steps, seed, batch_size)
+    print(json.dumps(analysis.save(rows, asked, output), indent=2))
+
+
 def _generate(command: str, arguments: list[str]) -> None:
     from distill.training.generating import generate_latents, generate_pairs
 
@@ -379,4 +435,5 @@ COMMANDS: dict[str, Callable[[str, list[str]], None]] = {
     "evaluate": _function(evaluate),
     "calibrate": _function(calibrate),
     "collaborate": _function(collaborate),
+    "analyse": _function(analyse),
 }

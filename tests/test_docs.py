@@ -21,6 +21,7 @@ SHRUNK = {
     "sample": "--device cpu",
     "calibrate": "--count 20 --device cpu",
     "collaborate": "--device cpu",
+    "analyse": "--count 16 --teacher_steps 2 --device cpu",
     "export": "",
 }
 

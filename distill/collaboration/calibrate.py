@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from distill.collaboration.calibration import Calibration, digest, percentiles, prompts_hash
@@ -108,12 +107,14 @@ def search(
     judge = pipeline.judge
     value = target or (lambda asked, images: float(judge(asked, images).mean()))
     tried = []
-    for way in track(
+    pipeline.set_progress_bar_config(disable=True)  # type: ignore[attr-defined]  # one bar over all ways is enough
+    for way in tracked(
         [w for mode in modes for w in choices(pipeline.calibration, budget, mode, variances, shares)], "searching"
     ):
         settings = {name: way[name] for name in ("mode", "teacher_steps", "variance") if name in way}
         threshold = pipeline.calibration.threshold(way["share"])
         answer = seeded(pipeline, prompts, seed, threshold=threshold, batch_size=batch_size, **settings)
         tried.append(way | {"value": value(list(prompts), answer.images)})
+    pipeline.set_progress_bar_config(disable=False)  # type: ignore[attr-defined]
     best = max(tried, key=lambda way: way["value"])
     return replace(pipeline.calibration, choice={**best, "budget": budget, "tried": tried})

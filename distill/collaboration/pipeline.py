@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import wraps
@@ -169,7 +169,7 @@ class AdaptivePipeline(DiffusionPipeline):
                 better, spent = self._refine(plan, torch.stack([start for _, start in some]), asked, generators, given)
             else:
                 call = {**self.teacher_call, "num_inference_steps": plan.schedule, **given}
-                better, _, spent = _paint(self.teacher, call, asked, generators)
+                better, _, spent = paint(self.teacher, call, asked, generators)
             for index, image in zip(part, better, strict=True):
                 images[index], steps[index] = image, steps[index] + spent
                 decisions[index] = REFINED if plan.refines else REGENERATED
@@ -179,7 +179,7 @@ class AdaptivePipeline(DiffusionPipeline):
                 asked = [prompts[index] for index in part]
                 generators = [_generator(seeds[index], self.device) for index in part]
                 call = {**self.student_call, **_pick(inputs, part)}
-                painted, latents, spent = _paint(self.student, call, asked, generators)
+                painted, latents, spent = paint(self.student, call, asked, generators)
                 starts = latents if plan.latent and latents is not None else painted
                 for index, image, score, start in zip(part, painted, self._scored(asked, painted), starts, strict=True):
                     images[index], scores[index], steps[index] = image, score, spent
@@ -264,7 +264,7 @@ class AdaptivePipeline(DiffusionPipeline):
             factor = self.teacher.vae_scale_factor
             call |= {"height": start.shape[-2] * factor, "width": start.shape[-1] * factor}
         call["image"] = start.to(self.device, self.teacher.dtype)
-        images, _, spent = _paint(self.refiner, {n: v for n, v in call.items() if n in known}, prompts, generators)
+        images, _, spent = paint(self.refiner, {n: v for n, v in call.items() if n in known}, prompts, generators)
         return images, spent
 
     @property
@@ -438,13 +438,29 @@ def own_noise(scheduler: Any, generators: list[torch.Generator]) -> Iterator[Non
         del scheduler.step
 
 
-def _paint(
-    pipeline: Any, call: dict[str, Any], prompts: list[str], generators: list[torch.Generator]
+def paint(
+    pipeline: Any,
+    call: dict[str, Any],
+    prompts: list[str],
+    generators: list[torch.Generator],
+    watch: Callable[[int, Tensor], None] | None = None,
 ) -> tuple[Tensor, Tensor | None, int]:
-    """Images `[B, 3, H, W]` on the CPU, their latents where the pipeline tells them, and the steps they took."""
+    """One batch of a pipeline, every sample with noise of its own alone.
+
+    Args:
+        pipeline: of diffusers.
+        call: its arguments besides prompts and generators.
+        prompts, generators: B of each.
+        watch: gets the number of each step, from 0, and the latents `[B, C, H, W]` after it.
+
+    Returns:
+        Images `[B, 3, H, W]` in [0, 1] on the CPU, their latents where the pipeline tells them, and the steps taken.
+    """
     seen: dict[str, Any] = {"steps": 0, "latents": None}
 
     def note(_: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if watch is not None:
+            watch(seen["steps"], tensors["latents"])
         seen["steps"] += 1
         seen["latents"] = tensors["latents"]
         return {}

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
@@ -23,6 +22,7 @@ from distill.evaluation.metrics import Alignment, ClipScore, FidShapes, inceptio
 from distill.evaluation.shapes_judge import load_shapes_judge
 from distill.inference import Painter
 from distill.perceptual.latent_lpips import TINY, LatentLPIPS
+from distill.progress import tracked
 
 IMAGES = {".png", ".jpg", ".jpeg", ".webp"}
 HELD_OUT = 1  # seed of the drawn images that no teacher and no student has seen
@@ -160,4 +160,4 @@ def reference_images(folder: str | Path, size: tuple[int, int]) -> Iterator[Tens
 
 
 def _tracked(painted: Iterator[Any], samples: int, batch_size: int) -> Any:
-    return track(painted, "painting", total=-(-samples // batch_size), transient=True)
+    return tracked(painted, "painting", -(-samples // batch_size))

@@ -1,0 +1,188 @@
+"""How a student differs from its teacher, image by image (Starodubcev et al. 2023, arXiv 2312.10835, section 3.1)."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from distill.collaboration.judges import Judge
+from distill.collaboration.pipeline import AdaptivePipeline, paint
+from distill.data.loading import batches
+from distill.files import save_json, written_whole
+from distill.progress import tracked
+
+Distance = Callable[[Tensor, Tensor], Tensor]  # of B images each, [B, 3, H, W] in [0, 1]: [B]
+RANGES = {"low": (0.0, 0.2), "medium": (0.4, 0.6), "high": (0.8, 1.0)}  # of the distances, as in Figure 3c
+COLUMNS = ("distance", "student", "teacher", "vote", "words", "curvature", "complexity")
+
+
+def analyse(
+    pair: AdaptivePipeline,
+    prompts: list[str],
+    votes: Judge,
+    distance: Distance,
+    teacher_steps: int,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> dict[str, list[float]]:
+    """Paints every prompt with student and teacher from the same noise and measures both.
+
+    Args:
+        pair: student, teacher, and the judge whose scores decide.
+        prompts: any.
+        votes: another judge, in the place of the people who voted in the paper.
+        distance: between two images, DreamSim in the paper.
+        teacher_steps: of the teacher, 2 or more.
+        seed: image i starts from the noise of seed + i.
+        batch_size: images per call.
+
+    Returns:
+        By column, a value per prompt: `distance`; the judge's scores `student` and `teacher`; `vote`, how much better
+        the other judge finds the student's; `words`, the prompt's tokens; `curvature` of the teacher's path from noise
+        to image (its length over the distance of its ends, less 1); `complexity` of the teacher's image (kilobytes as
+        a JPEG of quality 90, in the place of the paper's network).
+    """
+    call = {**pair.teacher_call, "num_inference_steps": teacher_steps}
+    found: dict[str, list[Tensor]] = {name: [] for name in COLUMNS}
+    for part in tracked(batches(range(len(prompts)), batch_size), "analysing"):
+        asked, path = [prompts[index] for index in part], _Path()
+        one, _, _ = paint(pair.student, pair.student_call, asked, _seeded(pair, seed, part))
+        other, _, _ = paint(pair.teacher, call, asked, _seeded(pair, seed, part), path)
+        found["distance"].append(distance(one, other).float().cpu())
+        found["student"].append(pair.judge(asked, one))
+        found["teacher"].append(pair.judge(asked, other))
+        found["vote"].append(votes(asked, one) - votes(asked, other))
+        found["words"].append(torch.tensor([len(pair.teacher.tokenizer(prompt).input_ids) - 2.0 for prompt in asked]))
+        found["curvature"].append(path.curvature())
+        found["complexity"].append(torch.tensor([_jpeg(image) for image in other]))
+    return {name: torch.cat(values).tolist() for name, values in found.items()}
+
+
+def _seeded(pair: AdaptivePipeline, seed: int, part: list[int]) -> list[torch.Generator]:
+    return [torch.Generator(pair.device).manual_seed(seed + index) for index in part]
+
+
+class _Path:
+    """The path of a batch's latents."""
+
+    def __init__(self) -> None:
+        self.points: list[Tensor] = []
+
+    def __call__(self, step: int, latents: Tensor) -> None:
+        self.points.append(latents.detach().float().cpu().flatten(1))
+
+    def curvature(self) -> Tensor:
+        """Length over the distance of the ends, less 1: `[B]`."""
+        pairs = zip(self.points[1:], self.points[:-1], strict=True)
+        length = torch.stack([(here - there).norm(dim=1) for here, there in pairs]).sum(0)
+        return length / (self.points[-1] - self.points[0]).norm(dim=1).clamp(min=1e-12) - 1
+
+
+def findings(rows: dict[str, list[float]]) -> dict[str, Any]:
+    """What the paper reads off its Figures 1 and 3 to 7.
+
+    Args:
+        rows: as `analyse` returns them.
+    """
+    found = {name: torch.tensor(values) for name, values in rows.items()}
+    wins, gap = found["vote"] > 0, (found["student"] - found["teacher"]).abs()
+    rank = found["distance"].argsort().argsort() / max(len(wins) - 1, 1)
+    return {
+        "images": len(wins),
+        "student_wins": float(wins.float().mean()),
+        "student_wins_by_distance": {
+            name: float(wins[(rank >= low) & (rank <= high)].float().mean()) for name, (low, high) in RANGES.items()
+        },
+        "correlations": {
+            f"{one} ~ {other}": _correlation(one_values, other_values)
+            for one, one_values, other, other_values in (
+                ("quality gap", gap, "distance", found["distance"]),
+                ("distance", found["distance"], "complexity", found["complexity"]),
+                ("quality gap", gap, "complexity", found["complexity"]),
+                ("distance", found["distance"], "words", found["words"]),
+                ("distance", found["distance"], "curvature", found["curvature"]),
+                ("curvature", found["curvature"], "complexity", found["complexity"]),
+            )
+        },
+        "agreement": agreement(found),
+    }
+
+
+def agreement(found: dict[str, Tensor]) -> dict[str, Any]:
+    """How often a decision agrees with the votes (Figure 7): by comparing scores of student and teacher, and by the
+    student's score alone against its k-th percentile.
+    """
+    teacher_better = found["vote"] < 0
+    full = (found["student"] < found["teacher"]) == teacher_better
+    alone = {
+        k: float(((found["student"] < torch.quantile(found["student"], k / 100)) == teacher_better).float().mean())
+        for k in range(10, 100, 10)
+    }
+    return {
+        "full_reference": float(full.float().mean()),
+        "percentile": alone,
+        "best": max(alone, key=alone.__getitem__),
+    }
+
+
+def save(rows: dict[str, list[float]], prompts: list[str], folder: str | Path) -> dict[str, Any]:
+    """Writes `images.csv`, `findings.json` and `figures.png`; returns the findings."""
+    folder, found = Path(folder), findings(rows)
+    with written_whole(folder / "images.csv") as part, part.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow([*COLUMNS, "prompt"])
+        table.writerows(zip(*(rows[name] for name in COLUMNS), prompts, strict=True))
+    save_json(found, folder / "findings.json")
+    with written_whole(folder / "figures.png") as part:
+        draw(rows, found).savefig(part, dpi=110, format="png")
+    return found
+
+
+def draw(rows: dict[str, list[float]], found: dict[str, Any]) -> Any:
+    """The paper's Figures 3 to 7 as plots."""
+    from matplotlib.figure import Figure
+
+    gap = [one - other for one, other in zip(rows["student"], rows["teacher"], strict=True)]
+    scattered = [
+        ("3b", "distance", rows["distance"], "score of student - teacher", gap),
+        ("4a", "complexity of teacher's image, kB", rows["complexity"], "distance", rows["distance"]),
+        ("4b", "complexity of teacher's image, kB", rows["complexity"], "score of student - teacher", gap),
+        ("5a", "tokens of the prompt", rows["words"], "distance", rows["distance"]),
+        ("6a", "curvature of teacher's path", rows["curvature"], "distance", rows["distance"]),
+        ("6b", "curvature of teacher's path", rows["curvature"], "complexity, kB", rows["complexity"]),
+    ]
+    figure = Figure(figsize=(15, 7), layout="constrained")
+    axes = figure.subplots(2, 4).flatten()
+    for axis, (name, x_name, x, y_name, y) in zip(axes, scattered, strict=False):
+        axis.scatter(x, y, s=4, alpha=0.4)
+        axis.set(title=f"Figure {name}", xlabel=x_name, ylabel=y_name)
+    wins = found["student_wins_by_distance"]
+    axes[6].bar(list(wins), list(wins.values()))
+    axes[6].set(title="Figure 3c", xlabel="distance to the teacher's image", ylabel="share of student wins")
+    agreed = found["agreement"]
+    axes[7].plot(list(agreed["percentile"]), list(agreed["percentile"].values()), marker="o", label="student alone")
+    axes[7].axhline(agreed["full_reference"], linestyle="--", color="k", label="student and teacher")
+    axes[7].set(title="Figure 7", xlabel="percentile", ylabel="agreement with the votes")
+    axes[7].legend()
+    return figure
+
+
+def _correlation(one: Tensor, other: Tensor) -> float | None:
+    """Spearman's; None where one of both is constant."""
+    value = float(spearmanr(one.numpy(), other.numpy()).statistic)
+    return value if value == value else None
+
+
+def _jpeg(image: Tensor) -> float:
+    from torchvision.transforms.functional import to_pil_image
+
+    file = io.BytesIO()
+    to_pil_image(image.clamp(0, 1)).save(file, "JPEG", quality=90)
+    return len(file.getvalue()) / 1000

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill.cli import main
+from distill.collaboration.analysis import _Path as Route
+from distill.collaboration.analysis import agreement, findings
+from distill.collaboration.commands import distance_of
+from distill.errors import ConfigError
+
+
+def test_curvature_of_a_straight_path_is_none() -> None:
+    start, end = torch.zeros(2, 1, 1, 2), torch.tensor([[[[3.0, 4.0]]], [[[1.0, 1.0]]]])
+    straight, bent = Route(), Route()
+    for step, share in enumerate((0.0, 0.3, 1.0)):
+        straight(step, start + share * (end - start))
+    for step, point in enumerate((start, torch.tensor([[[[3.0, 0.0]]], [[[1.0, 0.0]]]]), end)):
+        bent(step, point)
+    torch.testing.assert_close(straight.curvature(), torch.zeros(2), atol=1e-6, rtol=0)
+    torch.testing.assert_close(bent.curvature(), torch.tensor([7 / 5 - 1, 2 / 2**0.5 - 1]))
+
+
+def test_findings_of_rows_made_by_hand() -> None:
+    """The farther the student's image, the likelier it wins; the judge agrees with the votes on every image."""
+    count = 100
+    distance = [index / count for index in range(count)]
+    vote = [1.0 if index % 10 < index // 10 else -1.0 for index in range(count)]
+    rows = {
+        "distance": distance, "vote": vote, "student": vote, "teacher": [0.0] * count, "words": [3.0] * count,
+        "curvature": [d**2 for d in distance], "complexity": [1 - d for d in distance],
+    }  # fmt: skip
+    found = findings(rows)
+    assert found["student_wins"] == pytest.approx(0.45)
+    wins = found["student_wins_by_distance"]
+    assert wins["low"] < wins["medium"] < wins["high"]
+    assert found["correlations"]["distance ~ curvature"] == pytest.approx(1.0)
+    assert found["correlations"]["distance ~ complexity"] == pytest.approx(-1.0)
+    assert found["correlations"]["distance ~ words"] is None
+    assert found["agreement"]["full_reference"] == 1.0
+
+
+def test_a_threshold_at_the_right_percentile_agrees_with_the_votes() -> None:
+    """Where images that score below the 40th percentile are those the teacher paints better."""
+    student = torch.linspace(-1, 1, 101)
+    found = {"student": student, "teacher": torch.zeros(101), "vote": student - torch.quantile(student, 0.4) + 1e-4}
+    agreed = agreement(found)
+    assert agreed["best"] == 40 and agreed["percentile"][40] == pytest.approx(1.0, abs=0.011)
+    assert agreed["full_reference"] == pytest.approx(0.9, abs=0.01)
+
+
+def test_command(sd_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pair = ["--student", str(sd_folder), "--teacher", str(sd_folder), "--student_steps", "1", "--output", str(tmp_path)]
+    main(["analyse", *pair, "--count", "16", "--teacher_steps", "3", "--batch_size", "8"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"] == 16 and found == json.loads((tmp_path / "findings.json").read_text())
+    rows = list(csv.DictReader((tmp_path / "images.csv").open()))
+    assert len(rows) == 16 and all(float(row["curvature"]) > 0 and float(row["distance"]) > 0 for row in rows)
+    assert (tmp_path / "figures.png").stat().st_size > 10_000
+    with pytest.raises(SystemExit) as stopped:
+        main(["analyse", *pair, "--count", "16", "--teacher_steps", "1"])
+    assert (
+        stopped.value.code == 2
+        and "needs 2 teacher steps and 10 prompts or more; got 1 and 16" in capsys.readouterr().err
+    )
+
+
+def test_unknown_distances_are_refused() -> None:
+    with pytest.raises(ConfigError, match="the distance 'dreamsim' is unknown; choose one of tiny-lpips, vgg"):
+        distance_of("dreamsim")
