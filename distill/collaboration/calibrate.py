@@ -12,6 +12,7 @@ from torch import Tensor
 from distill.collaboration.calibration import Calibration, digest, percentiles, prompts_hash
 from distill.collaboration.pipeline import AdaptiveOutput, AdaptivePipeline, network_of
 from distill.errors import ConfigError
+from distill.progress import tracked
 
 HELD_OUT = 2  # seed of captions of drawn images that are neither trained on nor measured with
 VARIANCES = (0.3, 0.4, 0.55, 0.7, 0.75)  # the range of the paper, section 4
