@@ -19,6 +19,7 @@ Turns a slow diffusion pipeline into a 1-4 step one.
   export     checkpoint to pipeline       distill export --checkpoint CHECKPOINT --output FOLDER
   sample     images from prompts          distill sample --pipeline FOLDER --prompt "a red ring" --steps 1
   evaluate   metrics of a pipeline        distill evaluate --pipeline FOLDER --steps 1
+  compare    methods side by side         distill compare --config benchmarks/methods_tiny.yaml
   calibrate  when to ask the teacher      distill calibrate --student FOLDER --teacher PIPELINE --output FILE
   collaborate  student and teacher        distill collaborate --student FOLDER --teacher PIPELINE --calibration FILE
   analyse    where the two differ         distill analyse --student FOLDER --teacher PIPELINE
@@ -364,6 +365,12 @@ def _generate(command: str, arguments: list[str]) -> None:
     _call(kinds[arguments[0]], f"generate {arguments[0]}", arguments[1:])
 
 
+def _compare(command: str, arguments: list[str]) -> None:
+    from distill.comparison.command import compare
+
+    _call(compare, command, arguments)
+
+
 def _train(command: str, arguments: list[str]) -> None:
     from distill.training.cli import DistillCLI
 
@@ -433,6 +440,7 @@ COMMANDS: dict[str, Callable[[str, list[str]], None]] = {
     "export": _function(export),
     "sample": _function(sample),
     "evaluate": _function(evaluate),
+    "compare": _compare,
     "calibrate": _function(calibrate),
     "collaborate": _function(collaborate),
     "analyse": _function(analyse),

@@ -21,6 +21,7 @@ SHRUNK = {
     "sample": "--device cpu",
     "calibrate": "--count 20 --device cpu",
     "collaborate": "--device cpu",
+    "compare": "--samples 100 --seeds [0] --entries '[{name: teacher, pipeline: tiny-sd, steps: [1]}]'",
     "analyse": "--count 16 --teacher_steps 2 --device cpu",
     "export": "",
 }
@@ -33,7 +34,8 @@ def commands(page: Path) -> list[str]:
 
 
 def test_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    for folder in ("recipes", "benchmarks"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.chdir(tmp_path)
     found = commands(ROOT / "README.md")
     assert {command.split()[1] for command in found} == set(SHRUNK)

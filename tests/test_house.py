@@ -15,7 +15,7 @@ FLOORS = [
     {"backbones", "adversarial"},
     {"strategies", "data"},
     {"evaluation", "inference", "export"},
-    {"collaboration"},
+    {"collaboration", "comparison"},
     {"training", "tiny"},
     {"cli", "__main__"},
 ]

@@ -57,6 +57,8 @@ class PixelAdversarial(Strategy):
         blocks: of the vision network, see `VisionTransformer`.
         size: side of the picture it sees; its own if not given.
         augmented: change colour and place of real and fake alike before they are judged.
+        noise: standard deviation of noise added to real and fake before they are judged (instance noise, arXiv
+            1610.04490); the paper adds none.
         reconstructed: the real pictures go through the autoencoder too. The critic then cannot rest on what the decoder
             does to every picture, which the student cannot help; worth it where the autoencoder is a weak one.
         hidden, norm: as in `ProjectedHead`.
@@ -77,6 +79,7 @@ class PixelAdversarial(Strategy):
         blocks: list[int] | None = None,
         size: int | None = None,
         augmented: bool = True,
+        noise: float = 0.0,
         reconstructed: bool = False,
         hidden: int | None = None,
         norm: str = "local_batch",
@@ -86,7 +89,8 @@ class PixelAdversarial(Strategy):
             raise ConfigError(f"PixelAdversarial pays R1 at the heads' inputs: give ExactR1, not {type(r1).__name__}")
         self.vision_name, self.image_name, self.text, self.image_from_noise = vision, image, text, image_from_noise
         self.loss, self.r1, self.blocks, self.size = loss or Hinge(), r1 or ExactR1(1e-5), blocks, size
-        self.augmented, self.reconstructed, self.hidden, self.norm = augmented, reconstructed, hidden, norm
+        self.augmented, self.noise, self.reconstructed = augmented, noise, reconstructed
+        self.hidden, self.norm = hidden, norm
 
     def configure(self, backbone: Backbone, teacher: Frozen) -> None:
         self.vision = Frozen(VisionTransformer(self.vision_name, self.blocks, self.size))
@@ -133,6 +137,8 @@ class PixelAdversarial(Strategy):
         """The pictures as the vision network is to see them in a turn; the same changes for real and fake."""
         if self.augmented:
             pictures = augment(pictures.float(), batch.draws, f"pixel/{turn}/augment")
+        if self.noise:
+            pictures = pictures + self.noise * batch.draws.like(f"pixel/{turn}/noise", pictures)
         return random_crop(pictures, self.vision.network.size, batch.draws, f"pixel/{turn}/crop")
 
     def _condition(self, sample: Sample, batch: Batch) -> Tensor | None:

@@ -1,0 +1,265 @@
+"""Which method is best: every entry of a list trained if need be, painted, measured, and kept row by row."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.data import shapes
+from distill.data.loading import batches
+from distill.data.shapes_data import ShapesDataset
+from distill.errors import ConfigError
+from distill.evaluation.evaluate import HELD_OUT
+from distill.evaluation.metrics import read_back
+from distill.evaluation.shapes_judge import load_shapes_judge
+from distill.evaluation.statistics import bootstrap, frechet_distance, kernel_distance, precision_recall
+from distill.files import read_json, save_json, written_whole
+from distill.inference import Painter, open_painter, open_student_painter, save_png
+from distill.progress import tracked
+
+SHOWN = 16  # prompts whose images are kept for the report
+TIMED = 16  # images of the timed call
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One competitor: exactly one of `recipe`, `checkpoint` and `pipeline`.
+
+    Attributes:
+        name: in the tables.
+        recipe: to train, once per seed; a file that `distill fit` takes.
+        options: overrides of the recipe, dotted.
+        checkpoint: of `distill fit`.
+        pipeline: shipped name, folder or hub id.
+        steps: numbers of steps to measure at.
+        guidance, solver: of a pipeline, as in `distill evaluate`.
+
+    Raises:
+        ConfigError: none or several of the three.
+    """
+
+    name: str
+    recipe: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str | None = None
+    pipeline: str | None = None
+    steps: list[int] = field(default_factory=lambda: [1, 2, 4])
+    guidance: float | None = None
+    solver: str | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("recipe", "checkpoint", "pipeline") if getattr(self, name)]
+        if len(given) != 1:
+            raise ConfigError(
+                f"the entry '{self.name}' names {' and '.join(given) or 'nothing'}; give a recipe to train, a "
+                "checkpoint, or a pipeline"
+            )
+        if self.recipe and not Path(self.recipe).is_file():
+            raise ConfigError(f"the entry '{self.name}': there is no recipe '{self.recipe}'")
+        if not self.steps or min(self.steps) < 1:
+            raise ConfigError(f"the entry '{self.name}' needs numbers of steps, such as [1, 4]; got {self.steps}")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared and how.
+
+    Attributes:
+        entries: the competitors.
+        output: folder of rows, images and report; rows that are there are not measured again, so it can be killed and
+            continued, and several processes or machines may share it.
+        samples: images of each row; distances of different numbers cannot be compared.
+        seeds: of training; each trained entry has a row for each.
+        seed: of the images' noise.
+        batch_size: images per call.
+        runs: where recipes are trained.
+    """
+
+    entries: list[Entry]
+    output: str
+    samples: int = 1000
+    seeds: list[int] = field(default_factory=lambda: [0])
+    seed: int = 0
+    batch_size: int = 64
+    runs: str = "runs"
+
+    def __post_init__(self) -> None:
+        names = [entry.name for entry in self.entries]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError(f"entries need names of their own; {', '.join(twice)} is there more than once")
+        if self.samples < 100:
+            raise ConfigError(f"distances of less than 100 images say nothing; got samples={self.samples}")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement that is to be made."""
+
+    entry: Entry
+    steps: int
+    seed: int | None
+
+    def file(self, comparison: Comparison) -> Path:
+        """Where it is kept; another setting is another file."""
+        settings = {**asdict(self.entry), "steps": self.steps, "train_seed": self.seed}
+        settings |= {"samples": comparison.samples, "seed": comparison.seed}
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
+        words = "".join(letter if letter.isalnum() else "-" for letter in self.entry.name)
+        return Path(comparison.output) / "rows" / f"{words}-{self.steps}-{digest}.json"
+
+
+def rows_of(comparison: Comparison) -> Iterator[Row]:
+    """All rows, in the order of the list."""
+    for entry in comparison.entries:
+        for seed in comparison.seeds if entry.recipe else [None]:
+            for steps in entry.steps:
+                yield Row(entry, steps, seed)
+
+
+def compare(comparison: Comparison) -> list[dict[str, Any]]:
+    """Trains and measures what is missing.
+
+    Returns:
+        Every row with its values.
+
+    Raises:
+        ConfigError: a training that failed, or a pipeline that cannot be opened.
+    """
+    reference = Reference(comparison.samples)
+    results = []
+    for row in rows_of(comparison):
+        file = row.file(comparison)
+        if not file.is_file():
+            painter, cost = _open(row, comparison)
+            values = _measured(painter, reference, comparison, file.with_suffix(""))
+            about = {"name": row.entry.name, "steps": row.steps, "train_seed": row.seed, **cost}
+            save_json(about | values, file)
+            print(f"{row.entry.name}, {row.steps} steps: {_short(values)}", file=sys.stderr)
+        results.append({**read_json(file), "images": str(file.with_suffix(""))})
+    return results
+
+
+class Reference:
+    """The held-out drawn images that all rows are measured against, and their captions.
+
+    Args:
+        samples: captions that are painted.
+        count: images on the other side.
+    """
+
+    def __init__(self, samples: int, count: int = 10000):
+        self.prompts = shapes.captions(HELD_OUT, range(samples))
+        self.judge, images = load_shapes_judge(), ShapesDataset(count, seed=HELD_OUT)
+        parts = (images.__getitems__(part)["pixels"] for part in batches(range(count), 256))
+        with torch.no_grad():
+            self.features = torch.cat([self.judge.features(pixels) for pixels in parts])
+
+
+def _open(row: Row, comparison: Comparison) -> tuple[Painter, dict[str, Any]]:
+    """What paints a row, and what its training cost."""
+    entry = row.entry
+    if entry.pipeline:
+        return open_painter(entry.pipeline, row.steps, entry.guidance, entry.solver), {}
+    if entry.checkpoint:
+        return open_student_painter(entry.checkpoint, row.steps), {}
+    folder = Path(comparison.runs) / f"{Path(str(entry.recipe)).stem}_{_digest(entry.options)}_seed_{row.seed}"
+    checkpoint = _trained(entry, int(row.seed or 0), folder)
+    return open_student_painter(str(checkpoint), row.steps), {"training": read_json(folder / "cost.json")}
+
+
+def _trained(entry: Entry, seed: int, folder: Path) -> Path:
+    """The recipe's checkpoint under a seed; trained or continued if it is not finished."""
+    checkpoint, done = folder / "checkpoints" / "last.ckpt", folder / "cost.json"
+    if done.is_file():
+        return checkpoint
+    command = [sys.executable, "-m", "distill", "fit", "--config", str(entry.recipe), "--seed_everything", str(seed)]
+    command += ["--trainer.default_root_dir", str(folder), "--ckpt_path", "last"]
+    command += [part for name, value in entry.options.items() for part in (f"--{name}", _text(value))]
+    with _Stopwatch(folder) as watch:
+        run = subprocess.run(command, stdout=2)  # what is printed is the table alone
+    if run.returncode:
+        raise ConfigError(f"training the entry '{entry.name}' ended with code {run.returncode}; see above for why")
+    save_json({"wall_seconds": round(watch.total, 1)}, done)
+    return checkpoint
+
+
+class _Stopwatch:
+    """Wall time, added to what earlier runs that were killed or stopped had taken."""
+
+    def __init__(self, folder: Path):
+        self.file, self.total = folder / "wall.json", 0.0
+
+    def __enter__(self) -> _Stopwatch:
+        import time
+
+        self.total = read_json(self.file)["seconds"] if self.file.is_file() else 0.0
+        self.start = time.monotonic()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        import time
+
+        self.total += time.monotonic() - self.start
+        save_json({"seconds": self.total}, self.file)
+
+
+@torch.no_grad()
+def _measured(painter: Painter, reference: Reference, comparison: Comparison, folder: Path) -> dict[str, Any]:
+    """Metrics with their bootstrap intervals, seconds per image, and the first images as files."""
+    features, right, named, shown = [], [], [], []
+    stream = painter.stream(reference.prompts, comparison.seed, comparison.batch_size)
+    for part, images in tracked(stream, "painting", -(-comparison.samples // comparison.batch_size)):
+        asked = shapes.parse([reference.prompts[index] for index in part])
+        features.append(reference.judge.features(images * 2 - 1))
+        hits, total = read_back(reference.judge.read(images * 2 - 1), asked)
+        right.append(hits)
+        named.append(total)
+        shown += [image for index, image in zip(part, images, strict=True) if index < SHOWN]
+    with written_whole(folder) as kept:
+        for index, image in enumerate(shown):
+            save_png(image, kept / f"{index:02d}.png")
+    values = _values(reference.features, torch.cat(features), torch.cat(right), torch.cat(named))
+    about = f"{len(reference.features)} held-out drawn images"
+    seconds = painter.seconds_per_image(reference.prompts[:TIMED])
+    return {**values, "seconds_per_image": round(seconds, 5), "samples": comparison.samples, "seed": comparison.seed,
+            "reference": about}  # fmt: skip
+
+
+def _values(real: Tensor, fake: Tensor, right: Tensor, named: Tensor) -> dict[str, Any]:
+    count = len(fake)
+    some_real, scale = real[:count], real.std()  # as many on both sides; the kernel is made for features of about 1
+    precision, recall = precision_recall(some_real, fake)
+
+    def aligned(some: Tensor) -> float:
+        return float(right[some].sum() / named[some].sum())
+
+    return {
+        "fid_shapes": round(frechet_distance(real, fake), 3),
+        "fid_shapes_interval": bootstrap(lambda some: frechet_distance(real, fake[some]), count, draws=100),
+        "alignment": round(aligned(torch.arange(count)), 5),
+        "alignment_interval": bootstrap(aligned, count),
+        "kid": round(kernel_distance(some_real / scale, fake / scale), 5),
+        "precision": round(precision, 4),
+        "recall": round(recall, 4),
+    }
+
+
+def _short(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {values[name]}" for name in ("fid_shapes", "alignment", "seconds_per_image"))
+
+
+def _digest(options: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8] if options else "plain"
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

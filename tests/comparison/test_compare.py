@@ -1,0 +1,130 @@
+"""Entries trained, painted and measured once; a report that says what was measured."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from distill.cli import main
+from distill.comparison.compare import Comparison, Entry, Reference, _values, rows_of
+from distill.comparison.report import summary
+from distill.errors import ConfigError
+from distill.files import save_json
+from tests.runs import ROOT
+
+
+def comparison(tmp_path: Path, **settings) -> Comparison:
+    entries = [Entry("teacher", pipeline="tiny-sd3", steps=[1, 4]), Entry("ours", recipe=__file__, steps=[1])]
+    return Comparison(entries, str(tmp_path), **{"samples": 100, "seeds": [0, 1], **settings})
+
+
+def test_rows_are_an_entry_at_each_number_of_steps_and_each_training_seed(tmp_path: Path) -> None:
+    rows = [(row.entry.name, row.steps, row.seed) for row in rows_of(comparison(tmp_path))]
+    assert rows == [("teacher", 1, None), ("teacher", 4, None), ("ours", 1, 0), ("ours", 1, 1)]
+
+
+def test_another_setting_is_another_row(tmp_path: Path) -> None:
+    files = {row.file(comparison(tmp_path)) for row in rows_of(comparison(tmp_path))}
+    more = {row.file(comparison(tmp_path, samples=200)) for row in rows_of(comparison(tmp_path, samples=200))}
+    again = {row.file(comparison(tmp_path)) for row in rows_of(comparison(tmp_path))}
+    assert len(files) == 4 and not files & more and files == again
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({}, "the entry 'x' names nothing; give a recipe to train, a checkpoint, or a pipeline"),
+        ({"pipeline": "a", "checkpoint": "b"}, "names checkpoint and pipeline; give"),
+        ({"recipe": "nowhere.yaml"}, "there is no recipe 'nowhere.yaml'"),
+        ({"pipeline": "a", "steps": []}, "needs numbers of steps"),
+    ],
+)
+def test_bad_entries_get_a_sentence(settings: dict, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        Entry("x", **settings)
+
+
+def test_bad_lists_get_a_sentence(tmp_path: Path) -> None:
+    entry = Entry("a", pipeline="tiny-sd")
+    with pytest.raises(ConfigError, match="entries need names of their own; a is there more than once"):
+        Comparison([entry, entry], str(tmp_path))
+    with pytest.raises(ConfigError, match="less than 100 images say nothing; got samples=10"):
+        Comparison([entry], str(tmp_path), samples=10)
+
+
+def test_real_images_against_themselves_are_perfect() -> None:
+    reference = Reference(200, count=200)
+    right = torch.full((200,), 3)
+    values = _values(reference.features, reference.features, right, right)
+    assert values["fid_shapes"] == pytest.approx(0, abs=1e-3) and values["alignment"] == 1
+    assert values["precision"] == values["recall"] == 1
+    low, high = values["fid_shapes_interval"]
+    assert low <= 0.01 and high >= 0
+
+
+def test_summary_spreads_over_training_seeds() -> None:
+    metrics = {name: 0.5 for name in ("alignment", "kid", "precision", "recall", "seconds_per_image")}
+    rows = [
+        {"name": "a", "steps": 1, "fid_shapes": value, "fid_shapes_interval": [0, 9], **metrics} for value in (1.0, 3.0)
+    ]
+    alone = {"name": "b", "steps": 1, "fid_shapes": 4.0, "fid_shapes_interval": [3.0, 5.0], **metrics}
+    first, second = summary([*rows, alone])
+    assert first["seeds"] == 2 and first["fid_shapes"] == (2.0, 1.0, 3.0)
+    assert second["seeds"] == 1 and second["fid_shapes"] == (4.0, 3.0, 5.0)
+
+
+def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A teacher and a recipe of two updates; a second call measures nothing again."""
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    monkeypatch.chdir(tmp_path)
+    options = {"trainer.max_steps": 2, "data.batch_size": 16, "samples.every": 0, "trainer.accelerator": "cpu"}
+    config = {
+        "entries": [
+            {"name": "teacher", "pipeline": "tiny-sd3", "steps": [1], "guidance": 1.0},
+            {"name": "consistency", "recipe": "recipes/tiny_consistency.yaml", "options": options, "steps": [1, 2]},
+        ],
+        "output": "compared",
+        "samples": 100,
+        "batch_size": 50,
+    }
+    save_json(config, tmp_path / "list.yaml")
+    main(["compare", "--config", "list.yaml"])
+    said = capsys.readouterr().out
+    assert said.count("| consistency |") == 2 and said.count("| teacher |") == 1
+    folder = tmp_path / "compared"
+    files = {file: file.stat().st_mtime_ns for file in (folder / "rows").glob("*.json")}
+    assert len(files) == 3
+    main(["compare", "--config", "list.yaml"])
+    assert capsys.readouterr().out == said
+    assert {file: file.stat().st_mtime_ns for file in (folder / "rows").glob("*.json")} == files
+    results = json.loads((folder / "results.json").read_text())
+    assert results[1]["training"]["wall_seconds"] > 0 and results[1]["train_seed"] == 0
+    assert [row["steps"] for row in csv.DictReader((folder / "table.csv").open())] == ["1", "1", "2"]
+    assert (folder / "quality.png").is_file() and (folder / "grid.png").is_file()
+    page = (folder / "report.html").read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:)', page), "it needs nothing else"
+    assert page.count("data:image/png;base64,") == 1 + 3 * 16
+
+
+def test_a_training_that_fails_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"trainer.max_steps": 2, "data.batch_size": -3, "trainer.accelerator": "cpu"}
+    entry = {"name": "broken", "recipe": str(ROOT / "recipes/tiny_consistency.yaml"), "options": options}
+    config = {"entries": [entry], "output": str(tmp_path / "out"), "runs": str(tmp_path / "runs"), "samples": 100}
+    save_json(config, tmp_path / "list.yaml")
+    with pytest.raises(SystemExit) as stopped:
+        main(["compare", "--config", str(tmp_path / "list.yaml")])
+    assert stopped.value.code == 2 and "training the entry 'broken' ended with code" in capsys.readouterr().err
+    assert not list((tmp_path / "out").rglob("*.json"))
+
+
+def test_lists_of_the_benchmarks_are_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    settings = yaml.safe_load((ROOT / "benchmarks" / "methods_tiny.yaml").read_text())
+    entries = [Entry(**entry) for entry in settings.pop("entries")]
+    assert len(list(rows_of(Comparison(entries, **settings)))) > 40
