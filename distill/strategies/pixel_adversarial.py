@@ -57,10 +57,6 @@ class PixelAdversarial(Strategy):
         blocks: of the vision network, see `VisionTransformer`.
         size: side of the picture it sees; its own if not given.
         augmented: change colour and place of real and fake alike before they are judged.
-        noise: standard deviation of noise added to real and fake before they are judged (instance noise, arXiv
-            1610.04490); the paper adds none.
-        reconstructed: the real pictures go through the autoencoder too. The critic then cannot rest on what the decoder
-            does to every picture, which the student cannot help; worth it where the autoencoder is a weak one.
         hidden, norm: as in `ProjectedHead`.
 
     Raises:
@@ -79,8 +75,6 @@ class PixelAdversarial(Strategy):
         blocks: list[int] | None = None,
         size: int | None = None,
         augmented: bool = True,
-        noise: float = 0.0,
-        reconstructed: bool = False,
         hidden: int | None = None,
         norm: str = "local_batch",
     ):
@@ -89,8 +83,7 @@ class PixelAdversarial(Strategy):
             raise ConfigError(f"PixelAdversarial pays R1 at the heads' inputs: give ExactR1, not {type(r1).__name__}")
         self.vision_name, self.image_name, self.text, self.image_from_noise = vision, image, text, image_from_noise
         self.loss, self.r1, self.blocks, self.size = loss or Hinge(), r1 or ExactR1(1e-5), blocks, size
-        self.augmented, self.noise, self.reconstructed = augmented, noise, reconstructed
-        self.hidden, self.norm = hidden, norm
+        self.augmented, self.hidden, self.norm = augmented, hidden, norm
 
     def configure(self, backbone: Backbone, teacher: Frozen) -> None:
         self.vision = Frozen(VisionTransformer(self.vision_name, self.blocks, self.size))
@@ -118,8 +111,7 @@ class PixelAdversarial(Strategy):
         """Real and fake under the same changes of colour and place, through the vision network in one pass."""
         assert self.critic is not None
         with torch.no_grad():  # the vision network reads; only the heads learn
-            real_pictures = batch.decode(batch.x0) if self.reconstructed and batch.decode else batch.pixels
-            pictures = [self._changed(some, batch, "critic") for some in (real_pictures, sample.pixels)]
+            pictures = [self._changed(real_or_fake, batch, "critic") for real_or_fake in (batch.pixels, sample.pixels)]
             features = [feature.chunk(2) for feature in self.vision.network.tokens(torch.cat(pictures))]
             condition = self._condition(sample, batch)
         pays = self.r1.due(step)
@@ -137,8 +129,6 @@ class PixelAdversarial(Strategy):
         """The pictures as the vision network is to see them in a turn; the same changes for real and fake."""
         if self.augmented:
             pictures = augment(pictures.float(), batch.draws, f"pixel/{turn}/augment")
-        if self.noise:
-            pictures = pictures + self.noise * batch.draws.like(f"pixel/{turn}/noise", pictures)
         return random_crop(pictures, self.vision.network.size, batch.draws, f"pixel/{turn}/crop")
 
     def _condition(self, sample: Sample, batch: Batch) -> Tensor | None:

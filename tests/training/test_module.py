@@ -74,6 +74,33 @@ class Watch(L.Callback):
         self.rows.append(row | {"step": trainer.global_step, "student": weights.clone(), "ema": average})
 
 
+class AsksTarget(Pull):
+    """Keeps what the target network answers, and the student there."""
+
+    def student_loss(self, sample: Any, batch: Any, step: int) -> Tensor:
+        self.target, self.student = sample.target(sample.x_t, sample.t, batch.cond), sample.x0.detach()
+        assert not self.target.requires_grad
+        return super().student_loss(sample, batch, step)
+
+
+def test_target_is_a_moving_average_of_its_own_or_the_student(sd3_folder: Path, sd3_latents: Path) -> None:
+    alone, averaged = AsksTarget(), AsksTarget()
+    fit(module(sd3_folder, [alone]), sd3_latents, 2)
+    torch.testing.assert_close(alone.target, alone.student)
+    model = module(sd3_folder, [averaged], ema=0.02, target_ema=0.01)
+    watch = Watch()
+    fit(model, sd3_latents, 3, [watch])
+    assert not torch.allclose(averaged.target, averaged.student)
+    assert model.target is not None and model.ema is not None
+    flat = torch.cat([p.detach().flatten() for p in model.target.parameters()])
+    first = torch.cat([p.flatten() for p in model.backbone.denoiser().parameters()])
+    expected = first.detach()
+    for row in watch.rows:
+        expected = 0.01 * expected + 0.99 * row["student"]
+    torch.testing.assert_close(flat, expected, atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(flat, watch.rows[-1]["ema"], atol=1e-7)
+
+
 @pytest.mark.parametrize(("accumulate", "critic_updates"), [(1, 1), (2, 1), (1, 3), (2, 2)])
 def test_steps_are_student_updates(accumulate: int, critic_updates: int, sd3_folder: Path, sd3_latents: Path) -> None:
     watch = Watch()
