@@ -25,6 +25,8 @@ def main() -> None:
         "add_ablation": ablation,
         "diffusion2gan_ablation": ablation,
         "hybrids": ablation,
+        "collaboration_tiny": collaboration,
+        "collaboration_cost": plain("What collaboration costs beside the teacher"),
         "reconstruction": reconstruction,
         "perceptual_cost": plain("What a perceptual term costs at Stable Diffusion 1.5's sizes"),
         "pairs": plain("Pair generation under fire"),
@@ -99,6 +101,31 @@ def mean_and_half_width(value: dict[str, Any] | None) -> str:
         return "-"
     half = "" if value["half_width"] is None else f" ± {value['half_width']:.3g}"
     return f"{value['mean']:.4g}{half}"
+
+
+def collaboration(result: dict[str, Any]) -> str:
+    """A row per way and budget, means over seeds with the half-width of their 95 % intervals."""
+    values = result["values"]
+    found = values["summary"]
+    columns = ("judge", "fid_shapes", "alignment", "steps")
+    lines = [
+        f"## Adaptive collaboration: {values['student']}, teacher {values['teacher']}\n",
+        origin(result),
+        f"{values['samples']} images a row and seed. The threshold of each budget is of {values['calibrated_on']} other "
+        "captions' scores by the small judge; `judge` is the mean score of the other one.\n",
+        f"| | {' | '.join(columns)} | promised |",
+        "|---|" + "---|" * (len(columns) + 1),
+    ]
+    for name, row in found.items():
+        cells = [
+            f"{row[column]['mean']:.4g}" + (f" ± {row[column]['half_width']:.2g}" if row[column]["half_width"] else "")
+            for column in columns
+        ]
+        promised = row.get("promised_steps")
+        cells.append(f"{promised[0]} ({promised[1]:.2f} to {promised[2]:.2f})" if promised else "")
+        lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
+    lines += ["", "![quality against average steps](images/collaboration.png)"]
+    return "\n".join(lines) + "\n"
 
 
 def reconstruction(result: dict[str, Any]) -> str:

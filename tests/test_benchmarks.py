@@ -128,3 +128,19 @@ def test_cells_of_an_ablation() -> None:
     assert tables.mean_and_half_width(cell) == "217.3 ± 12.3"
     assert tables.mean_and_half_width({"mean": 0.8912, "half_width": None, "seeds": 1}) == "0.8912"
     assert tables.mean_and_half_width(None) == "-"
+
+
+def test_summary_of_collaboration_keeps_the_promise_beside_what_was_spent() -> None:
+    import collaboration
+
+    from distill.collaboration.calibration import Calibration
+
+    calibration = Calibration("", {}, 1, "", 2000, "", [index / 100 for index in range(101)])
+    row = {"judge": 0.8, "fid_shapes": 200.0, "alignment": 0.9}
+    rows: dict[str, Any] = {"way_refine_5": {"budget": 5, "share": 0.5, "teacher_steps": 8}}
+    rows |= {f"refine_5_seed_{seed}": {**row, "steps": 4.9 + 0.1 * seed} for seed in (0, 1, 2)}
+    found = collaboration.summary(rows, [0, 1, 2], calibration)["refine_5"]
+    assert found["steps"]["mean"] == pytest.approx(5.0)
+    assert found["steps"]["half_width"] == pytest.approx(4.303 * 0.1 / 3**0.5, rel=1e-3)  # Student's t of 2 degrees
+    budget, low, high = found["promised_steps"]
+    assert budget == 5 and 4.8 < low < 5 < high < 5.2
