@@ -111,8 +111,8 @@ def collaboration(result: dict[str, Any]) -> str:
     lines = [
         f"## Adaptive collaboration: {values['student']}, teacher {values['teacher']}\n",
         origin(result),
-        f"{values['samples']} images a row and seed. The threshold of each budget is of {values['calibrated_on']} other "
-        "captions' scores by the small judge; `judge` is the mean score of the other one.\n",
+        f"{values['samples']} images a row and seed. The small judge's scores of {values['calibrated_on']} other "
+        "captions set each budget's threshold; `judge` is the mean score of the other judge.\n",
         f"| | {' | '.join(columns)} | promised |",
         "|---|" + "---|" * (len(columns) + 1),
     ]
