@@ -218,16 +218,21 @@ def calibrate(
 
     from distill.collaboration import calibrate as calibrating
     from distill.collaboration.commands import open_pair, prompts_of, target_of
+    from distill.collaboration.pipeline import MODES
+    from distill.errors import ConfigError
 
-    asked = prompts_of(prompts, count, seed=calibrating.HELD_OUT)
+    if unknown := [mode for mode in modes if mode not in MODES] or not modes:
+        raise ConfigError(f"modes are some of {', '.join(MODES)}; got {unknown if modes else 'none'}")
+    asked, best_by = prompts_of(prompts, count, seed=calibrating.HELD_OUT), target_of(target, device)
     pair = open_pair(
         student, teacher, judge, None, student_steps, student_guidance, teacher_guidance, solver, device
     )  # fmt: skip
     made = calibrating.calibrate(pair, asked, seed, batch_size)
+    made.save(output)
     if budget is not None:
         pair.calibration = made
-        made = calibrating.search(pair, asked, budget, modes, target_of(target, device), seed, batch_size)
-    made.save(output)
+        made = calibrating.search(pair, asked, budget, modes, best_by, seed, batch_size)
+        made.save(output)
     shown = {f"{share} %": round(made.threshold(share / 100), 4) for share in range(10, 100, 20)}
     print(f"scores of {made.prompts} images by {made.judge}: {shown}")
     if made.choice:
@@ -343,9 +348,9 @@ def analyse(
     from distill.inference import pick_device
 
     asked = prompts_of(prompts, count, seed=HELD_OUT)
-    if teacher_steps < 2 or len(asked) < 10:
+    if teacher_steps < 3 or len(asked) < 10:
         raise ConfigError(
-            f"an analysis needs 2 teacher steps and 10 prompts or more; got {teacher_steps} and {len(asked)}"
+            f"an analysis needs 3 teacher steps and 10 prompts or more; got {teacher_steps} and {len(asked)}"
         )
     pair = open_pair(
         student, teacher, judge, None, student_steps, student_guidance, teacher_guidance, solver, device

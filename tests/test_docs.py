@@ -22,7 +22,7 @@ SHRUNK = {
     "calibrate": "--count 20 --device cpu",
     "collaborate": "--device cpu",
     "compare": "--samples 100 --seeds [0] --entries '[{name: teacher, pipeline: tiny-sd, steps: [1]}]'",
-    "analyse": "--count 16 --teacher_steps 2 --device cpu",
+    "analyse": "--count 16 --teacher_steps 3 --device cpu",
     "export": "",
 }
 

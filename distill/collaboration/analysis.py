@@ -39,15 +39,15 @@ def analyse(
         prompts: any.
         votes: another judge, in the place of the people who voted in the paper.
         distance: between two images, DreamSim in the paper.
-        teacher_steps: of the teacher, 2 or more.
+        teacher_steps: of the teacher, 3 or more.
         seed: image i starts from the noise of seed + i.
         batch_size: images per call.
 
     Returns:
         By column, a value per prompt: `distance`; the judge's scores `student` and `teacher`; `vote`, how much better
-        the other judge finds the student's; `words`, the prompt's tokens; `curvature` of the teacher's path from noise
-        to image (its length over the distance of its ends, less 1); `complexity` of the teacher's image (kilobytes as
-        a JPEG of quality 90, in the place of the paper's network).
+        the other judge finds the student's; `words`, the prompt's tokens; `curvature` of the teacher's path from its
+        first step to the image (its length over the distance of its ends, less 1); `complexity` of the teacher's image
+        (kilobytes as a JPEG of quality 90, in the place of the paper's network).
     """
     call = {**pair.teacher_call, "num_inference_steps": teacher_steps}
     found: dict[str, list[Tensor]] = {name: [] for name in COLUMNS}

@@ -108,6 +108,7 @@ def search(
     judge = pipeline.judge
     value = target or (lambda asked, images: float(judge(asked, images).mean()))
     tried = []
+    bars = getattr(pipeline, "_progress_bar_config", {})
     pipeline.set_progress_bar_config(disable=True)  # type: ignore[attr-defined]  # one bar over all ways is enough
     for way in tracked(
         [w for mode in modes for w in choices(pipeline.calibration, budget, mode, variances, shares)], "searching"
@@ -116,6 +117,6 @@ def search(
         threshold = pipeline.calibration.threshold(way["share"])
         answer = seeded(pipeline, prompts, seed, threshold=threshold, batch_size=batch_size, **settings)
         tried.append(way | {"value": value(list(prompts), answer.images)})
-    pipeline.set_progress_bar_config(disable=False)  # type: ignore[attr-defined]
+    pipeline.set_progress_bar_config(**bars)  # type: ignore[attr-defined]
     best = max(tried, key=lambda way: way["value"])
     return replace(pipeline.calibration, choice={**best, "budget": budget, "tried": tried})

@@ -103,20 +103,22 @@ def collaborate(
     for index, image in enumerate(answer.images):
         save_png(image, folder / f"{index:05d}.png")
     save_decisions(answer, prompts, seed, folder / "decisions.csv")
+    improved = sum(decision != KEPT for decision in answer.decisions)
+    spent = sum(answer.steps) / len(prompts)
+    done = (
+        f"{len(prompts)} images, of which {improved} scored below {plan.threshold:.4f} and were improved: {spent:.2f} "
+        f"steps on average; images and decisions.csv are in {folder}"
+    )
     shown = prompts[:compare]
+    if not shown:
+        return done
     kept = {"mode": "regenerate", "teacher_steps": plan.teacher_steps, "batch_size": batch_size}
     student, teacher = (
         seeded(pair, shown, seed, threshold=threshold, **kept).images for threshold in (-float("inf"), float("inf"))
     )
     rows = torch.cat([teacher, student, answer.images[:compare]])
     save_png(grid(rows, len(shown), scale), folder / "grid.png")
-    improved = sum(decision != KEPT for decision in answer.decisions)
-    spent = sum(answer.steps) / len(prompts)
-    return (
-        f"{len(prompts)} images, of which {improved} scored below {plan.threshold:.4f} and were improved: {spent:.2f} "
-        f"steps on average; images, decisions.csv and grid.png (rows: teacher at {plan.teacher_steps} steps, student, "
-        f"adaptive) are in {folder}"
-    )
+    return f"{done}, and grid.png (rows: teacher at {plan.teacher_steps} steps, student, adaptive)"
 
 
 def save_decisions(answer: AdaptiveOutput, prompts: list[str], seed: int, path: Path) -> None:

@@ -107,7 +107,10 @@ class ImageRewardJudge:
         except ImportError as error:
             raise ConfigError(f"the judge '{spec}' needs a package: pip install image-reward") from error
         self.spec = spec
-        self.model: Any = ImageReward.load(name, device=str(device))
+        try:
+            self.model: Any = ImageReward.load(name, device=str(device))
+        except (OSError, RuntimeError) as error:
+            raise ConfigError(f"the judge '{spec}' cannot be opened ({str(error).splitlines()[0]})") from error
 
     @torch.no_grad()
     def __call__(self, prompts: list[str], images: Tensor) -> Tensor:
@@ -131,8 +134,11 @@ class PreferenceJudge:
 
         _, name = _parts(spec, 2, "preference:yuvalkirstain/PickScore_v1")
         self.spec = spec
-        self.model: Any = AutoModel.from_pretrained(name).eval().requires_grad_(False).to(device)
-        self.processor: Any = AutoProcessor.from_pretrained(name)
+        try:
+            self.model: Any = AutoModel.from_pretrained(name).eval().requires_grad_(False).to(device)
+            self.processor: Any = AutoProcessor.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"the judge '{spec}' cannot be opened ({str(error).splitlines()[0]})") from error
 
     @torch.no_grad()
     def __call__(self, prompts: list[str], images: Tensor) -> Tensor:

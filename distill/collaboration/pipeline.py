@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from diffusers import AutoPipelineForImage2Image, DiffusionPipeline
 from diffusers.utils import BaseOutput
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from distill.collaboration.calibration import Calibration, digest
 from distill.collaboration.judges import Judge, open_judge
@@ -23,6 +25,7 @@ from distill.files import read_json, save_json, written_whole
 
 KEPT, REFINED, REGENERATED = "kept", "refined", "regenerated"
 MODES = ("refine", "regenerate")
+SIDES = ("height", "width")
 FILE = "adaptive.json"
 
 
@@ -47,8 +50,10 @@ class AdaptivePipeline(DiffusionPipeline):
     """A student paints, a judge scores, and the teacher improves what scores below a threshold.
 
     Either by *refining*, adding noise to the student's latent and going on with the teacher's schedule from there, or
-    by *regenerating* with the teacher from the same noise. Any two diffusers pipelines work that are called alike: text
-    to image, image to image (SDEdit), inpainting, ControlNet.
+    by *regenerating* with the teacher from the same noise. Takes two diffusers pipelines that are called alike: text to
+    image, image to image (SDEdit), inpainting, ControlNet. Tried are those of SD, SDXL and SD3.
+
+    Images have the teacher's size where `teacher_call` gives `height` and `width`, and the student's where it does not.
 
     Args:
         student, teacher: pipelines, their schedulers in place.
@@ -141,7 +146,7 @@ class AdaptivePipeline(DiffusionPipeline):
                 the level that comes closest.
             strength: the share of the teacher's schedule instead, as in diffusers' image to image.
             teacher_steps: of the teacher per improved image; as many are left of its schedule when it refines.
-            generator: one for all, or one per prompt; a fresh one if not given.
+            generator: one for all, or one per prompt; the global one if not given.
             batch_size: of student and teacher; rejected images are gathered until the teacher's batch is full.
             inputs: more arguments of both pipelines with one value per prompt, such as `image` or `mask_image`.
             output_type: `pil`, `pt` (`[N, 3, H, W]` in [0, 1]) or `np` (`[N, H, W, 3]`).
@@ -154,22 +159,27 @@ class AdaptivePipeline(DiffusionPipeline):
             ConfigError: neither budget nor threshold, a budget without calibration, or settings out of range.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts or batch_size < 1:
+            raise ConfigError(f"give one prompt or more, and batches of 1 or more; got {len(prompts)} and {batch_size}")
         plan = self.plan(budget, threshold, mode, variance, strength, teacher_steps)
-        seeds = _states(generator, len(prompts), self.device)
+        starts_of = _starts(generator, len(prompts), self.device)
         inputs = inputs or {}
         images: list[Any] = [None] * len(prompts)
         scores, decisions, steps = [0.0] * len(prompts), [KEPT] * len(prompts), [0] * len(prompts)
         rejected: list[tuple[int, Tensor]] = []
+        size: dict[str, int] = {}
 
         def improve(some: list[tuple[int, Tensor]]) -> None:
             part = [index for index, _ in some]
             asked, given = [prompts[index] for index in part], _pick(inputs, part)
-            generators = [_generator(seeds[index], self.device) for index in part]
+            generators = [starts_of[index]() for index in part]
             if plan.refines:
-                better, spent = self._refine(plan, torch.stack([start for _, start in some]), asked, generators, given)
+                start = torch.stack([start for _, start in some])
+                better, spent = self._refine(plan, start, asked, generators, given | size)
             else:
-                call = {**self.teacher_call, "num_inference_steps": plan.schedule, **given}
-                better, _, spent = paint(self.teacher, call, asked, generators)
+                call = {**self.teacher_call, "num_inference_steps": plan.schedule, **given, **size}
+                better, _, spent = paint(self.teacher, _accepted(self.teacher, call), asked, generators)
+            better = _fit(better, size)
             for index, image in zip(part, better, strict=True):
                 images[index], steps[index] = image, steps[index] + spent
                 decisions[index] = REFINED if plan.refines else REGENERATED
@@ -177,11 +187,15 @@ class AdaptivePipeline(DiffusionPipeline):
         with self.progress_bar(total=len(prompts)) as bar:  # type: ignore[attr-defined]
             for part in batches(range(len(prompts)), batch_size):
                 asked = [prompts[index] for index in part]
-                generators = [_generator(seeds[index], self.device) for index in part]
+                generators = [starts_of[index]() for index in part]
                 call = {**self.student_call, **_pick(inputs, part)}
                 painted, latents, spent = paint(self.student, call, asked, generators)
-                starts = latents if plan.latent and latents is not None else painted
-                for index, image, score, start in zip(part, painted, self._scored(asked, painted), starts, strict=True):
+                judged, own = self._scored(asked, painted), painted.shape[-2:]
+                size |= {name: self.teacher_call.get(name) or n for name, n in zip(SIDES, own, strict=True)}
+                same = plan.latent and latents is not None and latents.ndim == 4 and tuple(size.values()) == tuple(own)
+                painted = _fit(painted, size)
+                starts = latents if same and latents is not None else painted
+                for index, image, score, start in zip(part, painted, judged, starts, strict=True):
                     images[index], scores[index], steps[index] = image, score, spent
                     if score < plan.threshold:
                         rejected.append((index, start))
@@ -218,6 +232,7 @@ class AdaptivePipeline(DiffusionPipeline):
         if count is None or count < 1:
             raise ConfigError(f"give teacher_steps, how many steps the teacher improves an image with; got {count}")
         threshold = self._threshold(budget, threshold, count)
+        _check_steps(self.teacher.scheduler, count)
         if mode == "regenerate":
             return Plan(threshold, count, count)
         if (variance is None) == (strength is None):
@@ -236,10 +251,10 @@ class AdaptivePipeline(DiffusionPipeline):
             return threshold
         if self.calibration is None:
             raise ConfigError("a budget needs a calibration of this student; `distill calibrate` makes one")
-        if budget is None and "share" not in self.calibration.choice:
+        if budget is None and "budget" not in self.calibration.choice:
             raise ConfigError("give a budget, the average number of steps per image, or a threshold of the score")
-        share = self.calibration.choice["share"] if budget is None else self.calibration.share(budget, teacher_steps)
-        return self.calibration.threshold(share)
+        budget = self.calibration.choice["budget"] if budget is None else budget
+        return self.calibration.threshold(self.calibration.share(budget, teacher_steps))
 
     def _scored(self, prompts: list[str], images: Tensor) -> list[float]:
         scores = self.judge(prompts, images)
@@ -260,11 +275,9 @@ class AdaptivePipeline(DiffusionPipeline):
         if "control_image" in known and "image" in given:  # the name of a ControlNet's input beside an image
             given = {("control_image" if name == "image" else name): value for name, value in given.items()}
         call = {**self.teacher_call, **given, "num_inference_steps": plan.schedule, "strength": plan.strength}
-        if plan.latent:
-            factor = self.teacher.vae_scale_factor
-            call |= {"height": start.shape[-2] * factor, "width": start.shape[-1] * factor}
         call["image"] = start.to(self.device, self.teacher.dtype)
-        images, _, spent = paint(self.refiner, {n: v for n, v in call.items() if n in known}, prompts, generators)
+        with scaled_noise(self.teacher.scheduler):
+            images, _, spent = paint(self.refiner, _accepted(self.refiner, call), prompts, generators)
         return images, spent
 
     @property
@@ -292,9 +305,7 @@ class AdaptivePipeline(DiffusionPipeline):
                         "mode='regenerate'"
                     ) from error
                 self._refiner.set_progress_bar_config(disable=True)
-            scheduler = self.teacher.scheduler
-            if not hasattr(scheduler, "scale_noise"):  # what pipelines of a flow ask, and other solvers call add_noise
-                scheduler.scale_noise = lambda sample, timestep, noise: scheduler.add_noise(sample, noise, timestep)
+        self._refiner.scheduler = self.teacher.scheduler  # it may have been exchanged
         return self._refiner
 
     # What is kept ---------------------------------------------------------------------------------------------------
@@ -327,7 +338,8 @@ class AdaptivePipeline(DiffusionPipeline):
         Args:
             pretrained_model_name_or_path: the folder.
             judge: where the judge is one of your own, which cannot be found by its name.
-            kwargs: of both pipelines' own `from_pretrained`, such as `torch_dtype`.
+            kwargs: of both pipelines' own `from_pretrained`, such as `torch_dtype`; a calibration holds for the weights
+                in the precision they were scored in.
 
         Raises:
             ConfigError: no such folder, an unknown judge, or weights the calibration was not made for.
@@ -388,7 +400,12 @@ def cut(scheduler: Any, teacher_steps: int, variance: float | None = None, stren
     if strength is not None:
         return min(counts, key=lambda n: abs(teacher_steps / n - strength))
     assert variance is not None
-    return min(counts, key=lambda n: abs(noise_variances(scheduler, n)[n - teacher_steps] - variance))
+
+    def begins_at(n: int) -> float:
+        return noise_variances(scheduler, n)[n - teacher_steps]
+
+    place = bisect_left(counts, -variance, key=lambda n: -begins_at(n))  # the longer, the lower the last steps begin
+    return min(counts[max(place - 1, 0) : place + 1], key=lambda n: abs(begins_at(n) - variance))
 
 
 def noise_variances(scheduler: Any, steps: int) -> list[float]:
@@ -411,10 +428,39 @@ def same_autoencoder(one: Any, other: Any) -> bool:
     if first is second:
         return True
     states = first.state_dict(), second.state_dict()
-    if first.config.scaling_factor != second.config.scaling_factor or states[0].keys() != states[1].keys():
+    meant = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+    if any(first.config.get(name) != second.config.get(name) for name in meant) or states[0].keys() != states[1].keys():
         return False
     pairs = ((tensor, states[1][name]) for name, tensor in states[0].items())
     return all(a.shape == b.shape and torch.allclose(a.float(), b.float(), atol=1e-2, rtol=1e-2) for a, b in pairs)
+
+
+def _check_steps(scheduler: Any, steps: int) -> None:
+    """Refuses a scheduler whose schedule cannot be made from a number of steps, or takes another number of them."""
+    name = type(scheduler).__name__
+    if scheduler.config.get("use_dynamic_shifting", False):
+        raise ConfigError(
+            f"the teacher's {name} shifts its schedule by the picture's size, which is not supported here"
+        )
+    scheduler.set_timesteps(steps)
+    if (taken := len(scheduler.timesteps)) != steps:
+        raise ConfigError(
+            f"the teacher's {name} asks the network {taken} times in {steps} steps, so no budget could be kept; set "
+            "one that asks once a step, such as DPMSolverMultistepScheduler"
+        )
+
+
+@contextmanager
+def scaled_noise(scheduler: Any) -> Iterator[None]:
+    """Inside, a scheduler has `scale_noise`, what pipelines of a flow ask for; other solvers call it `add_noise`."""
+    if hasattr(scheduler, "scale_noise"):
+        yield
+        return
+    scheduler.scale_noise = lambda sample, timestep, noise: scheduler.add_noise(sample, noise, timestep)
+    try:
+        yield
+    finally:
+        del scheduler.scale_noise
 
 
 @contextmanager
@@ -480,6 +526,20 @@ def network_of(pipeline: Any) -> Any:
     return getattr(pipeline, "transformer", None) or pipeline.unet
 
 
+def _accepted(pipeline: Any, call: dict[str, Any]) -> dict[str, Any]:
+    """A call without the height and width, or the rest of another pipeline's arguments, that this one does not take."""
+    known = _arguments(pipeline)
+    return {name: value for name, value in call.items() if name in known}
+
+
+def _fit(images: Tensor, size: dict[str, int]) -> Tensor:
+    """Images `[B, 3, H, W]` in [0, 1] at a height and width."""
+    wished = (size["height"], size["width"])
+    if images.shape[-2:] == wished:
+        return images
+    return interpolate(images, wished, mode="bicubic", antialias=True).clamp(0, 1)
+
+
 def _pick(inputs: dict[str, Any], part: list[int]) -> dict[str, Any]:
     return {
         name: values[part] if isinstance(values, Tensor) else [values[index] for index in part]
@@ -487,20 +547,20 @@ def _pick(inputs: dict[str, Any], part: list[int]) -> dict[str, Any]:
     }
 
 
-def _states(generator: Any, count: int, device: torch.device) -> list[Tensor]:
-    """The state each sample's generator begins with."""
+def _starts(generator: Any, count: int, device: torch.device) -> list[Callable[[], torch.Generator]]:
+    """For each sample, what makes a generator in the state its own begins with; on any device, as diffusers allows."""
     if isinstance(generator, list):
         if len(generator) != count:
             raise ConfigError(
                 f"give one generator for all, or one for each of the {count} prompts; got {len(generator)}"
             )
-        return [one.get_state() for one in generator]
-    generator = generator or torch.Generator().manual_seed(torch.seed())
-    seeds = torch.randint(2**62, (count,), generator=generator, device=generator.device).tolist()
-    return [torch.Generator(device).manual_seed(seed).get_state() for seed in seeds]
+        return [partial(_in_state, one.device, one.get_state()) for one in generator]
+    where = generator.device if generator else "cpu"
+    seeds = torch.randint(2**62, (count,), generator=generator, device=where).tolist()
+    return [partial(_in_state, device, torch.Generator(device).manual_seed(seed).get_state()) for seed in seeds]
 
 
-def _generator(state: Tensor, device: torch.device) -> torch.Generator:
+def _in_state(device: torch.device, state: Tensor) -> torch.Generator:
     generator = torch.Generator(device)
     generator.set_state(state)
     return generator

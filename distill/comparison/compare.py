@@ -22,7 +22,7 @@ from distill.evaluation.evaluate import HELD_OUT
 from distill.evaluation.metrics import read_back
 from distill.evaluation.shapes_judge import load_shapes_judge
 from distill.evaluation.statistics import bootstrap, frechet_distance, kernel_distance, precision_recall
-from distill.files import read_json, save_json, written_whole
+from distill.files import checksum, read_json, save_json, written_whole
 from distill.inference import Painter, open_painter, open_student_painter, save_png
 from distill.progress import tracked
 
@@ -76,7 +76,7 @@ class Comparison:
     Attributes:
         entries: the competitors.
         output: folder of rows, images and report; rows that are there are not measured again, so it can be killed and
-            continued, and several processes or machines may share it.
+            continued.
         samples: images of each row; distances of different numbers cannot be compared.
         seeds: of training; each trained entry has a row for each.
         seed: of the images' noise.
@@ -96,6 +96,10 @@ class Comparison:
         names = [entry.name for entry in self.entries]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ConfigError(f"entries need names of their own; {', '.join(twice)} is there more than once")
+        if not names:
+            raise ConfigError(
+                "there is nothing to compare; give entries, each with a name and a recipe, checkpoint or pipeline"
+            )
         if self.samples < 100:
             raise ConfigError(f"distances of less than 100 images say nothing; got samples={self.samples}")
 
@@ -111,10 +115,20 @@ class Row:
     def file(self, comparison: Comparison) -> Path:
         """Where it is kept; another setting is another file."""
         settings = {**asdict(self.entry), "steps": self.steps, "train_seed": self.seed}
-        settings |= {"samples": comparison.samples, "seed": comparison.seed}
+        settings |= {"samples": comparison.samples, "seed": comparison.seed, "contents": contents(self.entry)}
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
         words = "".join(letter if letter.isalnum() else "-" for letter in self.entry.name)
         return Path(comparison.output) / "rows" / f"{words}-{self.steps}-{digest}.json"
+
+
+def contents(entry: Entry) -> str | None:
+    """What tells a changed recipe or checkpoint from the one that was measured; None for a pipeline's name."""
+    if entry.recipe:
+        return checksum(entry.recipe)
+    if not entry.checkpoint or not Path(entry.checkpoint).exists():
+        return None
+    about = Path(entry.checkpoint).stat()
+    return f"{about.st_size} {about.st_mtime_ns}"
 
 
 def rows_of(comparison: Comparison) -> Iterator[Row]:
@@ -171,7 +185,7 @@ def _open(row: Row, comparison: Comparison) -> tuple[Painter, dict[str, Any]]:
         return open_painter(entry.pipeline, row.steps, entry.guidance, entry.solver), {}
     if entry.checkpoint:
         return open_student_painter(entry.checkpoint, row.steps), {}
-    folder = Path(comparison.runs) / f"{Path(str(entry.recipe)).stem}_{_digest(entry.options)}_seed_{row.seed}"
+    folder = Path(comparison.runs) / f"{Path(str(entry.recipe)).stem}_{_digest(entry)}_seed_{row.seed}"
     checkpoint = _trained(entry, int(row.seed or 0), folder)
     return open_student_painter(str(checkpoint), row.steps), {"training": read_json(folder / "cost.json")}
 
@@ -193,7 +207,7 @@ def _trained(entry: Entry, seed: int, folder: Path) -> Path:
 
 
 class _Stopwatch:
-    """Wall time, added to what earlier runs that were killed or stopped had taken."""
+    """Wall time, added to what earlier runs had taken that ended or were stopped, but not those killed outright."""
 
     def __init__(self, folder: Path):
         self.file, self.total = folder / "wall.json", 0.0
@@ -257,8 +271,9 @@ def _short(values: dict[str, Any]) -> str:
     return ", ".join(f"{name} {values[name]}" for name in ("fid_shapes", "alignment", "seconds_per_image"))
 
 
-def _digest(options: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8] if options else "plain"
+def _digest(entry: Entry) -> str:
+    about = json.dumps([contents(entry), entry.options], sort_keys=True)
+    return hashlib.sha256(about.encode()).hexdigest()[:8]
 
 
 def _text(value: Any) -> str:

@@ -70,9 +70,15 @@ def markdown(table: list[dict[str, Any]]) -> str:
     """The table, each cell the mean with its lowest and highest."""
     lines = [f"| name | steps | seeds | {' | '.join(COLUMNS)} |", "|---|" + "---|" * (len(COLUMNS) + 2)]
     for row in table:
-        cells = [f"{row[c][0]:.4g} ({row[c][1]:.4g} to {row[c][2]:.4g})" for c in COLUMNS]
+        cells = [" ".join(filter(None, _cell(row[c]))) for c in COLUMNS]
         lines.append(f"| {row['name']} | {row['steps']} | {row['seeds']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _cell(value: tuple[float, float, float]) -> tuple[str, str]:
+    """A mean, and its bounds where there are any."""
+    mean_value, low, high = value
+    return f"{mean_value:.4g}", f"({low:.4g} to {high:.4g})" if low < high else ""
 
 
 def pareto(table: list[dict[str, Any]]) -> Any:
@@ -139,8 +145,9 @@ def page(
     for row in table:
         cells = f"<td>{html.escape(row['name'])}</td><td>{row['steps']}</td><td>{row['seeds']}</td>"
         cells += "".join(
-            f'<td data-value="{row[c][0]}">{row[c][0]:.4g} <small>{row[c][1]:.4g} to {row[c][2]:.4g}</small></td>'
+            f'<td data-value="{row[c][0]}">{mean_value} <small>{bounds}</small></td>'
             for c in COLUMNS
+            for mean_value, bounds in (_cell(row[c]),)
         )
         body += f"<tr>{cells}</tr>\n"
     return PAGE.format(
@@ -172,7 +179,7 @@ small {{ color: #777; }}
 </style></head><body>
 <h1>distill compare</h1>
 <p><code>{command}</code><br>{about}. A cell is the mean over training seeds with the lowest and highest;
-of a single run, with the central 95 % of a bootstrap. Click a title to sort.</p>
+of a single run, FID and alignment with the 95 % interval of a bootstrap. Click a title to sort.</p>
 <table id="table"><thead><tr>{head}</tr></thead><tbody>
 {body}</tbody></table>
 <img class="plot" alt="quality against steps and seconds" src="{plot}">

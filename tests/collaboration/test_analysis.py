@@ -65,7 +65,7 @@ def test_command(sd_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         main(["analyse", *pair, "--count", "16", "--teacher_steps", "1"])
     assert (
         stopped.value.code == 2
-        and "needs 2 teacher steps and 10 prompts or more; got 1 and 16" in capsys.readouterr().err
+        and "needs 3 teacher steps and 10 prompts or more; got 1 and 16" in capsys.readouterr().err
     )
 
 

@@ -110,6 +110,19 @@ def test_commands(sd_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         assert stopped.value.code == 2 and sentence in capsys.readouterr().err
 
 
+def test_bad_searches_are_refused_before_anything_is_painted(
+    sd_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = ["--student", str(sd_folder), "--teacher", str(sd_folder), "--output", str(tmp_path / "c.json")]
+    for options, sentence in (
+        (["--modes", '["refine","improve"]'], "modes are some of refine, regenerate; got ['improve']"),
+        (["--target", "beauty"], "the judge 'beauty' is unknown"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["calibrate", *pair, "--budget", "4", *options])
+        assert sentence in capsys.readouterr().err
+
+
 def test_too_few_prompts_are_refused(sd_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pair = ["--student", str(sd_folder), "--teacher", str(sd_folder), "--student_steps", "1"]
     with pytest.raises(SystemExit):

@@ -236,6 +236,7 @@ def test_calibration_of_another_set_up_is_refused(pair: Pair) -> None:
         ({"teacher_steps": 0}, "how many steps the teacher improves an image with; got 0"),
         ({"threshold": None, "budget": 5.0}, "a budget needs a calibration"),
         ({"budget": 5.0}, "either a budget or a threshold, not both"),
+        ({"batch_size": 0}, "one prompt or more, and batches of 1 or more; got 1 and 0"),
         ({"output_type": "latent"}, "output_type is pil, pt or np; got 'latent'"),
     ],
 )
@@ -330,3 +331,44 @@ def test_controlnet_is_plugged_into_both(sd_folder: Path) -> None:
         answer = seeded(pipe, PROMPTS[:3], 0, threshold=9.0, mode=mode, variance=0.5, teacher_steps=3, batch_size=2,
                         inputs={"image": edges})  # fmt: skip
         assert answer.decisions == [word] * 3 and answer.steps == [7] * 3
+
+
+def test_images_have_the_size_of_the_teachers_call(sd_folder: Path) -> None:
+    """A student of 32 pixels beside a teacher of 64: what is kept is made larger, what is refined is so in pixels."""
+    pair = Pair(sd_folder)
+    pair.pipe.teacher_call |= {"height": 64, "width": 64}
+    threshold = pair.median(6)
+    for mode in ("refine", "regenerate"):
+        answer = pair.painted(6, threshold=threshold, mode=mode, batch_size=4)
+        assert answer.images.shape == (6, 3, 64, 64) and len(set(answer.decisions)) == 2
+
+
+def test_an_exchanged_scheduler_refines_too(sd3_folder: Path) -> None:
+    pair = Pair(sd3_folder)
+    before = pair.painted(2, threshold=9.0).images
+    solver = pair.pipe.teacher.scheduler
+    assert not hasattr(solver, "scale_noise"), "what was lent is taken back"
+    pair.pipe.teacher.scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
+    after = pair.painted(2, threshold=9.0).images
+    assert pair.pipe.refiner.scheduler is pair.pipe.teacher.scheduler
+    assert not torch.allclose(before, after, atol=1e-3)
+
+
+def test_schedulers_that_ask_more_than_once_a_step_are_refused(sd_folder: Path) -> None:
+    pipe = Pair(sd_folder).pipe
+    for name in ("PNDMScheduler", "HeunDiscreteScheduler"):
+        pipe.teacher.scheduler = backbones.solver(name, pipe.teacher.scheduler)
+        with pytest.raises(ConfigError, match=f"{name} asks the network 19 times in 10 steps"):
+            pipe.plan(threshold=0.0, mode="regenerate", teacher_steps=10)
+
+
+def test_without_a_generator_the_global_one_decides(sd_folder: Path) -> None:
+    pipe = Pair(sd_folder).pipe
+    options: dict[str, Any] = {"threshold": 0.0, "teacher_steps": 1, "mode": "regenerate", "output_type": "pt"}
+    images, after = [], []
+    for _ in range(2):
+        torch.manual_seed(3)
+        images.append(pipe(PROMPTS[:2], **options).images)
+        after.append(torch.rand(1))
+    torch.testing.assert_close(images[0], images[1])
+    assert torch.equal(after[0], after[1])

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from distill.cli import main
-from distill.comparison.compare import Comparison, Entry, Reference, _values, rows_of
+from distill.comparison.compare import Comparison, Entry, Reference, _digest, _values, rows_of
 from distill.comparison.report import summary
 from distill.errors import ConfigError
 from distill.files import save_json
@@ -36,6 +36,17 @@ def test_another_setting_is_another_row(tmp_path: Path) -> None:
     assert len(files) == 4 and not files & more and files == again
 
 
+def test_an_edited_recipe_is_another_row_and_another_run(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    files = []
+    for text in ("a: 1", "a: 2", "a: 1"):
+        recipe.write_text(text)
+        listed = Comparison([Entry("ours", recipe=str(recipe), steps=[1])], str(tmp_path))
+        (row,) = rows_of(listed)
+        files.append((row.file(listed), _digest(row.entry)))
+    assert files[0] == files[2] and files[0][0] != files[1][0] and files[0][1] != files[1][1]
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
@@ -54,6 +65,8 @@ def test_bad_lists_get_a_sentence(tmp_path: Path) -> None:
     entry = Entry("a", pipeline="tiny-sd")
     with pytest.raises(ConfigError, match="entries need names of their own; a is there more than once"):
         Comparison([entry, entry], str(tmp_path))
+    with pytest.raises(ConfigError, match="there is nothing to compare"):
+        Comparison([], str(tmp_path))
     with pytest.raises(ConfigError, match="less than 100 images say nothing; got samples=10"):
         Comparison([entry], str(tmp_path), samples=10)
 
