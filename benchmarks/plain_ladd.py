@@ -72,7 +72,7 @@ class PlainLoop:
         self.step_number = 0
         self.batches, size = _endless(batches), batches.batch_sampler.batch_size  # type: ignore[union-attr]
         self.numbers = numbers or (lambda number: TorchNumbers(size, device))
-        self.clips, self.ema_target = recipe.clips, recipe.ema_target
+        self.clips, self.ema_target = recipe.clips, recipe.decays[0]
         self.input_levels, self.term = recipe.inputs.levels, recipe.strategies[0]  # type: ignore[attr-defined]
         self._read_networks(recipe)
         makers, players = recipe.optimizer_makers, (self.student, self.heads)
