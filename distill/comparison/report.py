@@ -97,6 +97,10 @@ def pareto(table: list[dict[str, Any]]) -> Any:
                          [max(row[metric][2] - row[metric][0], 0) for row in rows]]  # fmt: skip
                 axis.errorbar(x, y, yerr=error, marker="o", capsize=2, label=name)
             axis.set(xscale="log", xlabel=TITLES.get(across, across), ylabel=TITLES[metric])
+            if across == "steps":
+                axis.minorticks_off()
+                counts = sorted({row["steps"] for row in table})
+                axis.set_xticks(counts, labels=[str(count) for count in counts])
     axes[0][0].legend(fontsize="small")
     return figure
 
