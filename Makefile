@@ -39,7 +39,7 @@ assets: .venv/installed  ## rebuild the shipped tiny pipelines, judge, vision ne
 	$(DISTILL) fit --config recipes/assets/tiny_sd.yaml
 	for name in latent_trunk latent_lpips lpips_trunk lpips; do \
 	  $(DISTILL) fit --config recipes/assets/$$name.yaml || exit 1; done
-	cp $(ASSETS)/shapes_judge.safetensors $(ASSETS)/tiny-latent-lpips.safetensors $(ASSETS)/tiny-lpips.safetensors distill/assets/
+	cp $(ASSETS)/shapes_judge.safetensors $(ASSETS)/small_judge.safetensors $(ASSETS)/tiny-latent-lpips.safetensors $(ASSETS)/tiny-lpips.safetensors distill/assets/
 	rm -rf distill/assets/tiny-vit && cp -r $(ASSETS)/tiny-vit distill/assets/
 	for name in tiny-sd3 tiny-sd; do \
 	  $(DISTILL) export --checkpoint $(ASSETS)/$$name/checkpoints/last.ckpt --half true --output distill/assets/$$name \

@@ -20,6 +20,14 @@ Schedule = dict[str, Any]  # changes to a noise schedule, by the names of diffus
 CALL_FILE = "distill.json"  # the arguments a pipeline of ours is meant to be called with; diffusers passes over it
 
 
+def absent_components(path: str | Path) -> dict[str, None]:
+    """Components that a pipeline was saved without; diffusers wants to be told at every load."""
+    from diffusers import DiffusionPipeline
+
+    index = DiffusionPipeline.load_config(path)
+    return {name: None for name, entry in index.items() if isinstance(entry, list | tuple) and entry[0] is None}
+
+
 class Autoencoder(nn.Module):
     """An `AutoencoderKL` that speaks the diffusion model's scaled latents.
 

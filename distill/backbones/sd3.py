@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.backbones.base import Backbone, TextEncoder
+from distill.backbones.base import Backbone, TextEncoder, absent_components
 from distill.batch import Cond
 from distill.diffusion.denoiser import Denoiser
 from distill.diffusion.process import RectifiedFlow
@@ -97,10 +97,7 @@ class SD3Backbone(Backbone):
     @property
     def absent(self) -> dict[str, None]:
         """T5 where the pipeline was saved without it."""
-        from diffusers import StableDiffusion3Pipeline
-
-        index = StableDiffusion3Pipeline.load_config(self.path)
-        return {name: None for name in ("text_encoder_3", "tokenizer_3") if index.get(name, [None])[0] is None}
+        return {name: None for name in absent_components(self.path) if name in ("text_encoder_3", "tokenizer_3")}
 
     @property
     def pooled(self) -> int:

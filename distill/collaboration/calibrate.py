@@ -110,13 +110,14 @@ def search(
     tried = []
     bars = getattr(pipeline, "_progress_bar_config", {})
     pipeline.set_progress_bar_config(disable=True)  # type: ignore[attr-defined]  # one bar over all ways is enough
-    for way in tracked(
-        [w for mode in modes for w in choices(pipeline.calibration, budget, mode, variances, shares)], "searching"
-    ):
-        settings = {name: way[name] for name in ("mode", "teacher_steps", "variance") if name in way}
-        threshold = pipeline.calibration.threshold(way["share"])
-        answer = seeded(pipeline, prompts, seed, threshold=threshold, batch_size=batch_size, **settings)
-        tried.append(way | {"value": value(list(prompts), answer.images)})
-    pipeline.set_progress_bar_config(**bars)  # type: ignore[attr-defined]
+    ways = [way for mode in modes for way in choices(pipeline.calibration, budget, mode, variances, shares)]
+    try:
+        for way in tracked(ways, "searching"):
+            settings = {name: way[name] for name in ("mode", "teacher_steps", "variance") if name in way}
+            threshold = pipeline.calibration.threshold(way["share"])
+            answer = seeded(pipeline, prompts, seed, threshold=threshold, batch_size=batch_size, **settings)
+            tried.append(way | {"value": value(list(prompts), answer.images)})
+    finally:
+        pipeline.set_progress_bar_config(**bars)  # type: ignore[attr-defined]
     best = max(tried, key=lambda way: way["value"])
     return replace(pipeline.calibration, choice={**best, "budget": budget, "tried": tried})

@@ -29,8 +29,8 @@ class Calibration:
         prompts: how many held-out prompts were scored.
         prompts_hash: of these.
         percentiles: scores at 0, 1, ..., 100 percent (NumPy's linear interpolation).
-        choice: how rejected images are to be improved: `mode`, `variance`, `teacher_steps`, `share`; empty if nothing
-            was chosen.
+        choice: how rejected images are to be improved: `mode`, `variance`, `teacher_steps`, `share`; for which
+            `budget`, the `value` this had, and all that was `tried`. Empty if nothing was chosen.
     """
 
     student: str

@@ -17,6 +17,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from distill.backbones.base import absent_components
 from distill.collaboration.calibration import Calibration, digest
 from distill.collaboration.judges import Judge, open_judge
 from distill.data.loading import batches
@@ -87,6 +88,7 @@ class AdaptivePipeline(DiffusionPipeline):
         for pipeline in (student, teacher):
             pipeline.set_progress_bar_config(disable=True)
         self._refiner: Any = None
+        self._one_latent_space: bool | None = None  # compared once: an autoencoder is large
 
     # What a pipeline is asked for -----------------------------------------------------------------------------------
 
@@ -171,16 +173,10 @@ class AdaptivePipeline(DiffusionPipeline):
 
         def improve(some: list[tuple[int, Tensor]]) -> None:
             part = [index for index, _ in some]
-            asked, given = [prompts[index] for index in part], _pick(inputs, part)
+            asked, given = [prompts[index] for index in part], _pick(inputs, part) | size
             generators = [starts_of[index]() for index in part]
-            if plan.refines:
-                start = torch.stack([start for _, start in some])
-                better, spent = self._refine(plan, start, asked, generators, given | size)
-            else:
-                call = {**self.teacher_call, "num_inference_steps": plan.schedule, **given, **size}
-                better, _, spent = paint(self.teacher, _accepted(self.teacher, call), asked, generators)
-            better = _fit(better, size)
-            for index, image in zip(part, better, strict=True):
+            better, spent = self._improve(plan, [start for _, start in some], asked, generators, given)
+            for index, image in zip(part, _fit(better, size), strict=True):
                 images[index], steps[index] = image, steps[index] + spent
                 decisions[index] = REFINED if plan.refines else REGENERATED
 
@@ -241,7 +237,9 @@ class AdaptivePipeline(DiffusionPipeline):
         if value is None or not 0 < value < 1:
             raise ConfigError(f"{name} must lie between 0 and 1; got {value}")
         schedule = cut(self.teacher.scheduler, count, variance, strength)
-        latent = same_autoencoder(self.student, self.teacher) and "mask_image" not in _arguments(self.teacher)
+        if self._one_latent_space is None:
+            self._one_latent_space = same_autoencoder(self.student, self.teacher)
+        latent = self._one_latent_space and "mask_image" not in _arguments(self.teacher)
         return Plan(threshold, count, schedule, count / schedule, latent)
 
     def _threshold(self, budget: float | None, threshold: float | None, teacher_steps: int) -> float:
@@ -265,17 +263,30 @@ class AdaptivePipeline(DiffusionPipeline):
             )
         return scores.tolist()
 
+    def _improve(
+        self,
+        plan: Plan,
+        starts: list[Tensor],
+        prompts: list[str],
+        generators: list[torch.Generator],
+        given: dict[str, Any],
+    ) -> tuple[Tensor, int]:
+        """The teacher's images, anew or from the student's, and the steps they took."""
+        call = {**self.teacher_call, **given, "num_inference_steps": plan.schedule}
+        if plan.refines:
+            return self._refine(call | {"strength": plan.strength}, torch.stack(starts), prompts, generators)
+        images, _, spent = paint(self.teacher, _accepted(self.teacher, call), prompts, generators)
+        return images, spent
+
     def _refine(
-        self, plan: Plan, start: Tensor, prompts: list[str], generators: list[torch.Generator], given: dict[str, Any]
+        self, call: dict[str, Any], start: Tensor, prompts: list[str], generators: list[torch.Generator]
     ) -> tuple[Tensor, int]:
         """The student's images, or their latents, under noise and through what is left of the teacher's schedule."""
         for one in generators:  # another noise than the student began with
             one.manual_seed(int(torch.randint(2**62, (1,), generator=one, device=one.device)))
-        known = _arguments(self.refiner)
-        if "control_image" in known and "image" in given:  # the name of a ControlNet's input beside an image
-            given = {("control_image" if name == "image" else name): value for name, value in given.items()}
-        call = {**self.teacher_call, **given, "num_inference_steps": plan.schedule, "strength": plan.strength}
-        call["image"] = start.to(self.device, self.teacher.dtype)
+        if "control_image" in _arguments(self.refiner) and "image" in call:  # a ControlNet's input beside an image
+            call = call | {"control_image": call["image"]}
+        call = call | {"image": start.to(self.device, self.teacher.dtype)}
         with scaled_noise(self.teacher.scheduler):
             images, _, spent = paint(self.refiner, _accepted(self.refiner, call), prompts, generators)
         return images, spent
@@ -380,9 +391,7 @@ class Plan:
 
 def open_pipeline(folder: str | Path, **kwargs: Any) -> Any:
     """A diffusers pipeline from a folder, its absent components named as diffusers wants them to be."""
-    index = DiffusionPipeline.load_config(folder)
-    absent = {name: None for name, entry in index.items() if isinstance(entry, list) and entry[0] is None}
-    return DiffusionPipeline.from_pretrained(folder, **absent, **kwargs)
+    return DiffusionPipeline.from_pretrained(folder, **absent_components(folder), **kwargs)
 
 
 def cut(scheduler: Any, teacher_steps: int, variance: float | None = None, strength: float | None = None) -> int:
@@ -432,7 +441,11 @@ def same_autoencoder(one: Any, other: Any) -> bool:
     if any(first.config.get(name) != second.config.get(name) for name in meant) or states[0].keys() != states[1].keys():
         return False
     pairs = ((tensor, states[1][name]) for name, tensor in states[0].items())
-    return all(a.shape == b.shape and torch.allclose(a.float(), b.float(), atol=1e-2, rtol=1e-2) for a, b in pairs)
+    return all(a.shape == b.shape and _close(a, b) for a, b in pairs)
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one.float().cpu(), other.float().cpu(), atol=1e-2, rtol=1e-2)
 
 
 def _check_steps(scheduler: Any, steps: int) -> None:

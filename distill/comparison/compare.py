@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -213,15 +214,11 @@ class _Stopwatch:
         self.file, self.total = folder / "wall.json", 0.0
 
     def __enter__(self) -> _Stopwatch:
-        import time
-
         self.total = read_json(self.file)["seconds"] if self.file.is_file() else 0.0
         self.start = time.monotonic()
         return self
 
     def __exit__(self, *_: Any) -> None:
-        import time
-
         self.total += time.monotonic() - self.start
         save_json({"seconds": self.total}, self.file)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import csv
 import html
-import io
 import json
 from pathlib import Path
 from statistics import mean
@@ -166,7 +165,7 @@ def _pictures(folder: Path) -> list[str]:
 
 
 def _encoded(file: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(io.BytesIO(file.read_bytes()).getvalue()).decode()
+    return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
 
 
 PAGE = """<!doctype html>

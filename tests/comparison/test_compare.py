@@ -16,7 +16,7 @@ from distill.comparison.compare import Comparison, Entry, Reference, _digest, _v
 from distill.comparison.report import summary
 from distill.errors import ConfigError
 from distill.files import save_json
-from tests.runs import ROOT
+from tests.runs import ROOT, distill
 
 
 def comparison(tmp_path: Path, **settings) -> Comparison:
@@ -134,6 +134,20 @@ def test_a_training_that_fails_is_named(tmp_path: Path, capsys: pytest.CaptureFi
         main(["compare", "--config", str(tmp_path / "list.yaml")])
     assert stopped.value.code == 2 and "training the entry 'broken' ended with code" in capsys.readouterr().err
     assert not list((tmp_path / "out").rglob("*.json"))
+
+
+def test_the_list_of_the_docs_page_is_one_that_fit_accepts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    page = (ROOT / "docs" / "comparing.md").read_text()
+    settings = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[0])
+    entries = [Entry(**entry) for entry in settings.pop("entries")]
+    assert Comparison(entries, **settings)
+    changed = [entry for entry in entries if entry.options]
+    assert changed
+    for entry in changed:
+        options = [part for name, value in entry.options.items() for part in (f"--{name}", str(value))]
+        run = distill(["fit", "--config", str(entry.recipe), *options, "--print_config"])
+        assert run.returncode == 0 and "strategies:" in run.stdout, run.stderr
 
 
 def test_lists_of_the_benchmarks_are_lists(monkeypatch: pytest.MonkeyPatch) -> None:

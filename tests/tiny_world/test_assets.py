@@ -15,6 +15,7 @@ from distill.evaluation.shapes_judge import load_shapes_judge
 from distill.files import ASSETS
 from distill.inference import open_painter
 from distill.tiny.text import MAX_TOKENS, build_tokenizer
+from tests.runs import ROOT
 
 SHIPPED = backbones.TINY
 
@@ -62,3 +63,9 @@ def test_every_word_of_the_captions_is_one_token(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     reloaded = type(tokenizer).from_pretrained(tmp_path)
     assert reloaded(caption).input_ids == tokenizer(caption).input_ids
+
+
+def test_make_assets_copies_everything_that_ships() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for shipped in ASSETS.iterdir():
+        assert shipped.name in makefile.split("\nassets:")[1].split("\nclean:")[0], shipped.name
