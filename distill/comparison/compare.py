@@ -7,12 +7,15 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from distill.data import shapes
@@ -29,6 +32,7 @@ from distill.progress import tracked
 
 SHOWN = 16  # prompts whose images are kept for the report
 TIMED = 16  # images of the timed call
+WAIT = 5.0  # seconds before asking again whether another process has finished
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,16 @@ class Row:
         words = "".join(letter if letter.isalnum() else "-" for letter in self.entry.name)
         return Path(comparison.output) / "rows" / f"{words}-{self.steps}-{digest}.json"
 
+    def run(self, comparison: Comparison) -> Path:
+        """Where its recipe is trained."""
+        about = json.dumps([contents(self.entry), self.entry.options], sort_keys=True)
+        digest = hashlib.sha256(about.encode()).hexdigest()[:8]
+        return Path(comparison.runs) / f"{Path(str(self.entry.recipe)).stem}_{digest}_seed_{self.seed}"
+
+    def lock(self, comparison: Comparison) -> Path:
+        """Held by the process that works on it: one for all rows of a training."""
+        return (self.run(comparison) if self.entry.recipe else self.file(comparison)).with_suffix(".lock")
+
 
 def contents(entry: Entry) -> str | None:
     """What tells a changed recipe or checkpoint from the one that was measured; None for a pipeline's name."""
@@ -143,24 +157,42 @@ def rows_of(comparison: Comparison) -> Iterator[Row]:
 def compare(comparison: Comparison) -> list[dict[str, Any]]:
     """Trains and measures what is missing.
 
+    Several processes, or machines that share the folders, may run the same comparison: each takes an entry and seed
+    that no other has taken, and all wait for the last.
+
     Returns:
         Every row with its values.
 
     Raises:
         ConfigError: a training that failed, or a pipeline that cannot be opened.
     """
-    reference = Reference(comparison.samples)
-    results = []
+    groups: dict[Path, list[Row]] = {}
     for row in rows_of(comparison):
+        groups.setdefault(row.lock(comparison), []).append(row)
+    reference = cache(lambda: Reference(comparison.samples))
+    while groups:
+        for lock in list(groups):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(Timeout), FileLock(lock, timeout=0):
+                _finish(groups.pop(lock), comparison, reference)
+        if groups:
+            time.sleep(WAIT)
+    return [
+        {**read_json(file), "images": str(file.with_suffix(""))}
+        for file in (row.file(comparison) for row in rows_of(comparison))
+    ]
+
+
+def _finish(rows: list[Row], comparison: Comparison, reference: Callable[[], Reference]) -> None:
+    """Measures those of the rows that are not there."""
+    for row in rows:
         file = row.file(comparison)
         if not file.is_file():
             painter, cost = _open(row, comparison)
-            values = _measured(painter, reference, comparison, file.with_suffix(""))
+            values = _measured(painter, reference(), comparison, file.with_suffix(""))
             about = {"name": row.entry.name, "steps": row.steps, "train_seed": row.seed, **cost}
             save_json(about | values, file)
             print(f"{row.entry.name}, {row.steps} steps: {_short(values)}", file=sys.stderr)
-        results.append({**read_json(file), "images": str(file.with_suffix(""))})
-    return results
 
 
 class Reference:
@@ -186,41 +218,24 @@ def _open(row: Row, comparison: Comparison) -> tuple[Painter, dict[str, Any]]:
         return open_painter(entry.pipeline, row.steps, entry.guidance, entry.solver), {}
     if entry.checkpoint:
         return open_student_painter(entry.checkpoint, row.steps), {}
-    folder = Path(comparison.runs) / f"{Path(str(entry.recipe)).stem}_{_digest(entry)}_seed_{row.seed}"
+    folder = row.run(comparison)
     checkpoint = _trained(entry, int(row.seed or 0), folder)
     return open_student_painter(str(checkpoint), row.steps), {"training": read_json(folder / "cost.json")}
 
 
 def _trained(entry: Entry, seed: int, folder: Path) -> Path:
     """The recipe's checkpoint under a seed; trained or continued if it is not finished."""
-    checkpoint, done = folder / "checkpoints" / "last.ckpt", folder / "cost.json"
+    checkpoint, done = folder / "checkpoints" / "last.ckpt", folder / "finished"
     if done.is_file():
         return checkpoint
     command = [sys.executable, "-m", "distill", "fit", "--config", str(entry.recipe), "--seed_everything", str(seed)]
     command += ["--trainer.default_root_dir", str(folder), "--ckpt_path", "last"]
     command += [part for name, value in entry.options.items() for part in (f"--{name}", _text(value))]
-    with _Stopwatch(folder) as watch:
-        run = subprocess.run(command, stdout=2)  # what is printed is the table alone
+    run = subprocess.run(command, stdout=2)  # what is printed is the table alone
     if run.returncode:
         raise ConfigError(f"training the entry '{entry.name}' ended with code {run.returncode}; see above for why")
-    save_json({"wall_seconds": round(watch.total, 1)}, done)
+    done.touch()
     return checkpoint
-
-
-class _Stopwatch:
-    """Wall time, added to what earlier runs had taken that ended or were stopped, but not those killed outright."""
-
-    def __init__(self, folder: Path):
-        self.file, self.total = folder / "wall.json", 0.0
-
-    def __enter__(self) -> _Stopwatch:
-        self.total = read_json(self.file)["seconds"] if self.file.is_file() else 0.0
-        self.start = time.monotonic()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.total += time.monotonic() - self.start
-        save_json({"seconds": self.total}, self.file)
 
 
 @torch.no_grad()
@@ -266,11 +281,6 @@ def _values(real: Tensor, fake: Tensor, right: Tensor, named: Tensor) -> dict[st
 
 def _short(values: dict[str, Any]) -> str:
     return ", ".join(f"{name} {values[name]}" for name in ("fid_shapes", "alignment", "seconds_per_image"))
-
-
-def _digest(entry: Entry) -> str:
-    about = json.dumps([contents(entry), entry.options], sort_keys=True)
-    return hashlib.sha256(about.encode()).hexdigest()[:8]
 
 
 def _text(value: Any) -> str:

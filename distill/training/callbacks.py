@@ -135,6 +135,10 @@ class Checkpoint(ModelCheckpoint):
         trainer.strategy.barrier()
         self._last_checkpoint_saved = filepath
 
+    def _monitor_candidates(self, trainer: L.Trainer) -> dict[str, torch.Tensor]:
+        """With the step of now: the module logs one for the x axis, which is that of the last line logged."""
+        return super()._monitor_candidates(trainer) | {"step": torch.tensor(trainer.global_step)}
+
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if self.save_last and self._last_global_step_saved != trainer.global_step:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))

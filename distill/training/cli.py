@@ -23,6 +23,7 @@ import distill.training.module  # noqa: F401  (imported so that recipes can use 
 from distill.errors import ConfigError
 from distill.training import parallel
 from distill.training.callbacks import Checkpoint, Evaluation, RunMonitor, SampleGrid
+from distill.training.cost import TrainingCost
 
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 
@@ -47,7 +48,7 @@ class DistillCLI(LightningCLI):
             save_config_callback=SaveConfigCallback,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"parser_mode": "omegaconf+"},
-            trainer_defaults={"use_distributed_sampler": False},
+            trainer_defaults={"use_distributed_sampler": False, "callbacks": [TrainingCost()]},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             parser_class=RecipeParser,

@@ -122,6 +122,7 @@ class DistillModule(L.LightningModule):
         self._scalars: dict[str, Tensor] = {}
         self._losses: list[Tensor] = []  # since the last update
         self._autoencoder: Frozen | None = None
+        self.decoded = 0  # latents, by training steps of this process
         self.student: Denoiser | None = None
         self.ema: Denoiser | None = None
         self.target: Denoiser | None = None
@@ -190,6 +191,7 @@ class DistillModule(L.LightningModule):
         return self._autoencoder
 
     def _decode(self, latents: Tensor) -> Tensor:
+        self.decoded += len(latents)
         return self.autoencoder(latents)
 
     def _sharded(self) -> bool:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import csv
 import json
 import re
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 
 from distill.cli import main
-from distill.comparison.compare import Comparison, Entry, Reference, _digest, _values, rows_of
+from distill.comparison.compare import Comparison, Entry, Reference, _values, compare, rows_of
 from distill.comparison.report import summary
 from distill.errors import ConfigError
 from distill.files import save_json
@@ -43,7 +47,7 @@ def test_an_edited_recipe_is_another_row_and_another_run(tmp_path: Path) -> None
         recipe.write_text(text)
         listed = Comparison([Entry("ours", recipe=str(recipe), steps=[1])], str(tmp_path))
         (row,) = rows_of(listed)
-        files.append((row.file(listed), _digest(row.entry)))
+        files.append((row.file(listed), row.run(listed)))
     assert files[0] == files[2] and files[0][0] != files[1][0] and files[0][1] != files[1][1]
 
 
@@ -117,12 +121,32 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert capsys.readouterr().out == said
     assert {file: file.stat().st_mtime_ns for file in (folder / "rows").glob("*.json")} == files
     results = json.loads((folder / "results.json").read_text())
-    assert results[1]["training"]["wall_seconds"] > 0 and results[1]["train_seed"] == 0
+    training = results[1]["training"]
+    assert training["wall_seconds"] > 0 and training["images"] == training["evaluations"]["student"] == 32
+    assert results[1]["train_seed"] == 0
     assert [row["steps"] for row in csv.DictReader((folder / "table.csv").open())] == ["1", "1", "2"]
     assert (folder / "quality.png").is_file() and (folder / "grid.png").is_file()
     page = (folder / "report.html").read_text()
     assert not re.findall(r'(?:src|href)="(?!data:)', page), "it needs nothing else"
     assert page.count("data:image/png;base64,") == 1 + 3 * 16
+
+
+def test_what_another_process_works_on_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distill.comparison.compare.WAIT", 0.05)
+    monkeypatch.setattr("distill.comparison.compare._open", lambda *_: pytest.fail("the other process does it"))
+    listed = Comparison([Entry("teacher", pipeline="tiny-sd3", steps=[1])], str(tmp_path), samples=100)
+    (row,) = rows_of(listed)
+    lock = FileLock(row.lock(listed))
+    row.lock(listed).parent.mkdir(parents=True)
+    answers: list[Any] = []
+    with lock:
+        waiting = threading.Thread(target=lambda: answers.append(compare(listed)))
+        waiting.start()
+        time.sleep(0.3)
+        assert waiting.is_alive() and not answers
+        save_json({"name": "teacher", "steps": 1}, row.file(listed))
+    waiting.join(timeout=10)
+    assert [found["name"] for found in answers[0]] == ["teacher"]
 
 
 def test_a_training_that_fails_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

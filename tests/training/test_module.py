@@ -16,6 +16,7 @@ from distill.data.shapes_data import ShapesData
 from distill.diffusion.levels import Discrete
 from distill.errors import ConfigError
 from distill.strategies import LatentAdversarial, NoisedData, PixelAdversarial, ScoreDistillation, Strategy
+from distill.training.callbacks import Checkpoint
 from distill.training.module import DistillModule
 from tests.runs import ROOT
 
@@ -109,6 +110,16 @@ def test_steps_are_student_updates(accumulate: int, critic_updates: int, sd3_fol
     batches = accumulate * critic_updates
     assert trainer.global_step == 3
     assert [row["step"] for row in watch.rows] == [i // batches for i in range(1, 3 * batches + 1)]
+
+
+def test_checkpoints_are_named_by_their_own_step(sd3_folder: Path, sd3_latents: Path, tmp_path: Path) -> None:
+    keep = Checkpoint(tmp_path, every_n_train_steps=3, save_top_k=-1)
+    trainer = L.Trainer(
+        max_steps=3, max_epochs=-1, accelerator="cpu", devices=1, logger=False, enable_progress_bar=False,
+        enable_model_summary=False, log_every_n_steps=2, callbacks=[keep],
+    )  # fmt: skip
+    trainer.fit(module(sd3_folder, [Pull()]), LatentsData(str(sd3_latents), str(sd3_folder), batch_size=8))
+    assert [file.name for file in tmp_path.iterdir()] == ["epoch=0-step=3.ckpt"]
 
 
 def test_accumulated_batches_are_one_larger_batch(sd3_folder: Path, sd3_latents: Path) -> None:

@@ -1,0 +1,66 @@
+"""What a training cost is counted by hand here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning as L
+import torch
+
+from distill.data.latents import LatentsData
+from distill.data.shapes_data import ShapesData
+from distill.diffusion.levels import Discrete
+from distill.files import read_json
+from distill.strategies import LatentAdversarial, NoisedData, PixelAdversarial, ScoreDistillation, Strategy
+from distill.training.cost import TrainingCost
+from distill.training.module import DistillModule
+
+
+def trained(
+    teacher: Path, strategies: list[Strategy], data: L.LightningDataModule, folder: Path, steps: int = 2, last=None
+) -> TrainingCost:
+    cost = TrainingCost()
+    model = DistillModule(str(teacher), strategies, NoisedData(Discrete([1.0, 0.5])), ema=None)
+    trainer = L.Trainer(
+        max_steps=steps, max_epochs=-1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, callbacks=[cost], default_root_dir=folder,
+    )  # fmt: skip
+    trainer.fit(model, data, ckpt_path=last)
+    trainer.save_checkpoint(folder / "last.ckpt")
+    return cost
+
+
+def test_evaluations_of_a_latent_method(sd3_folder: Path, sd3_latents: Path, tmp_path: Path) -> None:
+    """Each update asks the student once per sample, the teacher and the heads once for the student's turn and twice for
+    the critic's (real and fake); nothing is decoded.
+    """
+    data = LatentsData(str(sd3_latents), str(sd3_folder), batch_size=8)
+    trained(sd3_folder, [LatentAdversarial()], data, tmp_path)
+    kept = read_json(tmp_path / "cost.json")
+    assert kept["images"] == 16
+    assert kept["evaluations"] == {"student": 16, "target": 0, "teacher": 48, "critic": 48, "decoder": 0}
+    assert kept["wall_seconds"] > 0 and kept["device_seconds"] == kept["wall_seconds"] and kept["peak_GiB"] > 0
+
+
+def test_evaluations_of_add(sd_folder: Path, vit_folder: Path, tmp_path: Path) -> None:
+    """Guided, the teacher costs two; the student's pictures and the teacher's are decoded."""
+    strategies = [PixelAdversarial(vision=str(vit_folder), image=None), ScoreDistillation(guidance=2.0)]
+    cost = trained(sd_folder, strategies, ShapesData(batch_size=8), tmp_path)
+    assert cost.evaluations == {"student": 16, "target": 0, "teacher": 32, "critic": 48, "decoder": 32}
+
+
+def test_a_continued_run_counts_on(sd3_folder: Path, sd3_latents: Path, tmp_path: Path) -> None:
+    data = LatentsData(str(sd3_latents), str(sd3_folder), batch_size=8)
+    first = trained(sd3_folder, [LatentAdversarial()], data, tmp_path)
+    seconds = first.seconds
+    again = trained(sd3_folder, [LatentAdversarial()], data, tmp_path, steps=3, last=tmp_path / "last.ckpt")
+    assert again.images == 24 and again.evaluations["teacher"] == 72 and again.seconds > seconds
+
+
+def test_summary_is_over_all_processes() -> None:
+    cost = TrainingCost()
+    cost.images, cost.seconds, cost.evaluations["student"] = 10, 4.0, 7
+    found = cost.summary(processes=8)
+    assert (found["images"], found["wall_seconds"], found["device_seconds"]) == (80, 4.0, 32.0)
+    assert found["evaluations"]["student"] == 56
+    assert found["device"] == (torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu")
