@@ -357,7 +357,8 @@ def analyse(
     )  # fmt: skip
     other = open_judge(votes, pick_device(device))
     rows = analysis.analyse(pair, asked, other, distance_of(distance, device), teacher_steps, seed, batch_size)
-    print(json.dumps(analysis.save(rows, asked, output), indent=2))
+    command = " ".join(["distill", *sys.argv[1:]])
+    print(json.dumps(analysis.save(rows, asked, output, command, seed), indent=2))
 
 
 def _generate(command: str, arguments: list[str]) -> None:

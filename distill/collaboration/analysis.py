@@ -17,6 +17,7 @@ from distill.collaboration.pipeline import AdaptivePipeline, paint
 from distill.data.loading import batches
 from distill.files import save_json, written_whole
 from distill.progress import tracked
+from distill.provenance import stamped
 
 Distance = Callable[[Tensor, Tensor], Tensor]  # of B images each, [B, 3, H, W] in [0, 1]: [B]
 RANGES = {"low": (0.0, 0.2), "medium": (0.4, 0.6), "high": (0.8, 1.0)}  # of the distances, as in Figure 3c
@@ -129,17 +130,40 @@ def agreement(found: dict[str, Tensor]) -> dict[str, Any]:
         "full_reference": float(full.float().mean()),
         "percentile": alone,
         "best": max(alone, key=alone.__getitem__),
+        "threshold": max(alone.values()),
     }
 
 
-def save(rows: dict[str, list[float]], prompts: list[str], folder: str | Path) -> dict[str, Any]:
-    """Writes `images.csv`, `findings.json` and `figures.png`; returns the findings."""
+def intervals(rows: dict[str, list[float]], draws: int = 200, seed: int = 0) -> dict[str, Any]:
+    """95 % intervals of all findings, `low` and `high` in the place of each, by a bootstrap over images."""
+    table = torch.tensor([rows[name] for name in COLUMNS], dtype=torch.float64)
+    generator, count = torch.Generator().manual_seed(seed), table.shape[1]
+    resampled = [table[:, torch.randint(count, (count,), generator=generator)].tolist() for _ in range(draws)]
+    return _bounds([findings(dict(zip(COLUMNS, columns, strict=True))) for columns in resampled])
+
+
+def _bounds(found: list[Any]) -> Any:
+    if isinstance(found[0], dict):
+        return {name: _bounds([one[name] for one in found]) for name in found[0]}
+    values = torch.tensor([one for one in found if one is not None], dtype=torch.float64)
+    if not len(values):
+        return None
+    low, high = torch.quantile(values, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return {"low": low, "high": high}
+
+
+def save(rows: dict[str, list[float]], prompts: list[str], folder: str | Path, command: str, seed: int) -> Any:
+    """Writes `images.csv`, `findings.json` (with intervals, command and machine) and `figures.png`.
+
+    Returns:
+        The findings.
+    """
     folder, found = Path(folder), findings(rows)
     with written_whole(folder / "images.csv") as part, part.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow([*COLUMNS, "prompt"])
         table.writerows(zip(*(rows[name] for name in COLUMNS), prompts, strict=True))
-    save_json(found, folder / "findings.json")
+    save_json(stamped(found | {"intervals": intervals(rows)}, [seed], command), folder / "findings.json")
     with written_whole(folder / "figures.png") as part:
         draw(rows, found).savefig(part, dpi=110, format="png")
     return found

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from distill.comparison import compare as comparing
 from distill.comparison import report
+from distill.comparison.claims import Claim, judge, markdown
 from distill.comparison.compare import Entry
 from distill.data import shapes
 from distill.evaluation.evaluate import HELD_OUT
+from distill.files import save_json
+from distill.provenance import stamped
 
 
 def compare(
@@ -19,21 +23,35 @@ def compare(
     seed: int = 0,
     batch_size: int = 64,
     runs: str = "runs",
+    results: str | None = None,
+    claims: list[Claim] = [],  # noqa: B006
+    missing: str = "measure",
 ) -> None:
     """Trains, paints and measures a list of entries on drawn shapes, and writes table, plots and a report.
 
     Args:
         entries: each with a name and one of recipe, checkpoint and pipeline.
-        output: folder of rows, images and report; finished rows are kept, so it can be killed and continued.
+        output: folder of rows, images and report; finished rows are kept, so it can be killed and continued, and
+            several processes may share the work.
         samples: images of each row.
         seeds: of training; a recipe has a row for each.
         seed: of the images' noise.
         batch_size: images per call.
         runs: where recipes are trained.
+        results: the JSON file of all rows; `results.json` in the output if not given.
+        claims: orderings that are judged by what was measured, see `distill.comparison.claims.Claim`.
+        missing: `measure` rows that are not there, or `skip` them.
     """
-    comparison = comparing.Comparison(entries, output, samples, seeds, seed, batch_size, runs)
-    results = comparing.compare(comparison)
-    prompts = shapes.captions(HELD_OUT, range(comparing.SHOWN))
-    table = report.write(results, prompts, output, " ".join(["distill", *sys.argv[1:]]))
-    print(report.markdown(table), end="")
-    print(f"the report is {output}/report.html", file=sys.stderr)
+    rows, table = [], []
+    command = " ".join(["distill", *sys.argv[1:]])
+    if entries or not claims:
+        rows = comparing.compare(comparing.Comparison(entries, output, samples, seeds, seed, batch_size, runs, missing))
+    judged = [judge(claim, rows) for claim in claims]
+    if rows:
+        prompts = shapes.captions(HELD_OUT, range(comparing.SHOWN))
+        table = report.write(rows, prompts, output, command, judged)
+        print(report.markdown(table))
+        print(f"the report is {output}/report.html", file=sys.stderr)
+    kept = {"table": table, "rows": rows, "claims": judged}
+    save_json(stamped(kept, seeds, command), results or Path(output) / "results.json")
+    print(markdown(judged) if judged else "", end="")

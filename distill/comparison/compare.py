@@ -87,6 +87,7 @@ class Comparison:
         seed: of the images' noise.
         batch_size: images per call.
         runs: where recipes are trained.
+        missing: `measure` rows that are not there, or `skip` them.
     """
 
     entries: list[Entry]
@@ -96,6 +97,7 @@ class Comparison:
     seed: int = 0
     batch_size: int = 64
     runs: str = "runs"
+    missing: str = "measure"
 
     def __post_init__(self) -> None:
         names = [entry.name for entry in self.entries]
@@ -105,6 +107,8 @@ class Comparison:
             raise ConfigError(
                 "there is nothing to compare; give entries, each with a name and a recipe, checkpoint or pipeline"
             )
+        if self.missing not in ("measure", "skip"):
+            raise ConfigError(f"rows that are missing can be measured or skipped: measure or skip, not {self.missing}")
         if self.samples < 100:
             raise ConfigError(f"distances of less than 100 images say nothing; got samples={self.samples}")
 
@@ -161,13 +165,13 @@ def compare(comparison: Comparison) -> list[dict[str, Any]]:
     that no other has taken, and all wait for the last.
 
     Returns:
-        Every row with its values.
+        Every row there is, with its values.
 
     Raises:
         ConfigError: a training that failed, or a pipeline that cannot be opened.
     """
     groups: dict[Path, list[Row]] = {}
-    for row in rows_of(comparison):
+    for row in rows_of(comparison) if comparison.missing == "measure" else ():
         groups.setdefault(row.lock(comparison), []).append(row)
     reference = cache(lambda: Reference(comparison.samples))
     while groups:
@@ -180,6 +184,7 @@ def compare(comparison: Comparison) -> list[dict[str, Any]]:
     return [
         {**read_json(file), "images": str(file.with_suffix(""))}
         for file in (row.file(comparison) for row in rows_of(comparison))
+        if file.is_file()
     ]
 
 

@@ -10,28 +10,32 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from distill.files import save_json, written_whole
+from distill.comparison import claims as claimed
+from distill.files import written_whole
 
-COLUMNS = ("fid_shapes", "alignment", "kid", "precision", "recall", "seconds_per_image")
-TITLES = {"fid_shapes": "FID (shapes judge)", "alignment": "alignment", "seconds_per_image": "seconds per image"}
+COLUMNS = ("fid_shapes", "alignment", "kid", "precision", "recall", "seconds_per_image", "training_minutes")
+TITLES = {"fid_shapes": "FID (shapes judge)", "alignment": "alignment", "seconds_per_image": "seconds per image",
+          "training_minutes": "minutes of training"}  # fmt: skip
 
 
-def write(results: list[dict[str, Any]], prompts: list[str], folder: str | Path, command: str) -> list[dict[str, Any]]:
-    """Writes `table.md`, `table.csv`, `results.json`, `quality.png`, `grid.png` and `report.html`.
+def write(
+    results: list[dict[str, Any]], prompts: list[str], folder: str | Path, command: str, claims: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Writes `table.md`, `table.csv`, `quality.png`, `grid.png` and `report.html`.
 
     Args:
         results: rows as `compare` returns them.
         prompts: of the images that were kept.
         folder: where to.
         command: that made it.
+        claims: judged orderings, for a table of their own.
 
     Returns:
         The rows of the table: means over training seeds, with the lowest and highest.
     """
     folder, table = Path(folder), summary(results)
-    save_json(results, folder / "results.json")
     with written_whole(folder / "table.md") as part:
-        part.write_text(markdown(table))
+        part.write_text(markdown(table) + ("\n" + claimed.markdown(claims) if claims else ""))
     with written_whole(folder / "table.csv") as part, part.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["name", "steps", "seeds", *(f"{c}{end}" for c in COLUMNS for end in ("", "_low", "_high"))])
@@ -41,7 +45,7 @@ def write(results: list[dict[str, Any]], prompts: list[str], folder: str | Path,
         with written_whole(folder / f"{name}.png") as part:
             figure.savefig(part, dpi=110, format="png")
     with written_whole(folder / "report.html") as part:
-        part.write_text(page(results, table, prompts, folder, command))
+        part.write_text(page(results, table, prompts, folder, command, claims))
     return table
 
 
@@ -58,11 +62,17 @@ def summary(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _spread(rows: list[dict[str, Any]], column: str) -> tuple[float, float, float]:
-    values = [row[column] for row in rows]
+    values = [_value(row, column) for row in rows]
     if len(rows) == 1 and f"{column}_interval" in rows[0]:
         low, high = rows[0][f"{column}_interval"]
         return values[0], low, high
     return mean(values), min(values), max(values)
+
+
+def _value(row: dict[str, Any], column: str) -> float:
+    if column == "training_minutes":
+        return float(row["training"]["device_seconds"]) / 60 if "training" in row else 0.0
+    return float(row[column])
 
 
 def markdown(table: list[dict[str, Any]]) -> str:
@@ -81,13 +91,13 @@ def _cell(value: tuple[float, float, float]) -> tuple[str, str]:
 
 
 def pareto(table: list[dict[str, Any]]) -> Any:
-    """Quality against steps and against seconds per image, a line per name."""
+    """Quality against steps, seconds per image and minutes of training, a line per name."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    axes = figure.subplots(2, 2)
+    figure = Figure(figsize=(16, 7), layout="constrained")
+    axes = figure.subplots(2, 3)
     for line, metric in zip(axes, ("fid_shapes", "alignment"), strict=True):
-        for axis, across in zip(line, ("steps", "seconds_per_image"), strict=True):
+        for axis, across in zip(line, ("steps", "seconds_per_image", "training_minutes"), strict=True):
             for name in dict.fromkeys(row["name"] for row in table):
                 rows = [row for row in table if row["name"] == name]
                 x = [row["steps"] if across == "steps" else row[across][0] for row in rows]
@@ -95,7 +105,8 @@ def pareto(table: list[dict[str, Any]]) -> Any:
                 error = [[max(row[metric][0] - row[metric][1], 0) for row in rows],
                          [max(row[metric][2] - row[metric][0], 0) for row in rows]]  # fmt: skip
                 axis.errorbar(x, y, yerr=error, marker="o", capsize=2, label=name)
-            axis.set(xscale="log", xlabel=TITLES.get(across, across), ylabel=TITLES[metric])
+            scale = "symlog" if across == "training_minutes" else "log"  # a teacher's 0 has a place
+            axis.set(xscale=scale, xlabel=TITLES.get(across, across), ylabel=TITLES[metric])
             if across == "steps":
                 axis.minorticks_off()
                 counts = sorted({row["steps"] for row in table})
@@ -138,7 +149,12 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def page(
-    results: list[dict[str, Any]], table: list[dict[str, Any]], prompts: list[str], folder: Path, command: str
+    results: list[dict[str, Any]],
+    table: list[dict[str, Any]],
+    prompts: list[str],
+    folder: Path,
+    command: str,
+    claims: list[dict[str, Any]],
 ) -> str:
     """One HTML file that needs nothing else: a table that sorts, plots, and two rows side by side."""
     images = {f"{row['name']}, {row['steps']} steps": _pictures(Path(row["images"])) for row in _first_seeds(results)}
@@ -155,9 +171,19 @@ def page(
         body += f"<tr>{cells}</tr>\n"
     return PAGE.format(
         command=html.escape(command), about=html.escape(about), head=head, body=body,
-        plot=_encoded(folder / "quality.png"),
+        plot=_encoded(folder / "quality.png"), claims=_claims(claims),
         data=json.dumps({"images": images, "prompts": prompts}).replace("</", "<\\/"),
     )  # fmt: skip
+
+
+def _claims(claims: list[dict[str, Any]]) -> str:
+    """A second table, of the judged orderings; nothing where there are none."""
+    if not claims:
+        return ""
+    head, _, *lines = (line.strip("| ").split(" | ") for line in claimed.markdown(claims).splitlines())
+    rows = [[html.escape(cell).replace("**", "") for cell in line] for line in lines]
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>\n" for row in rows)
+    return f"<h2>Claims</h2>\n<table><tr>{''.join(f'<th>{title}</th>' for title in head)}</tr>\n{body}</table>"
 
 
 def _pictures(folder: Path) -> list[str]:
@@ -186,6 +212,7 @@ of a single run, FID and alignment with the 95 % interval of a bootstrap. Click 
 <table id="table"><thead><tr>{head}</tr></thead><tbody>
 {body}</tbody></table>
 <img class="plot" alt="quality against steps and seconds" src="{plot}">
+{claims}
 <h2>Side by side</h2>
 <p><select id="left"></select> <select id="right"></select></p>
 <div class="pairs" id="pairs"></div>

@@ -1,4 +1,4 @@
-"""What a training cost: images, network evaluations by role, time and memory (as in Tables 6 and 7 of arXiv 2405.05967)."""
+"""What a training cost: images, network evaluations by role, time, memory (arXiv 2405.05967, Tables 6 and 7)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ ROLES = ("student", "target", "teacher", "critic", "decoder")
 class TrainingCost(L.Callback):
     """Counts what the training steps do and keeps the sums in every checkpoint and in `cost.json` of the run's folder.
 
-    An evaluation is one sample through one network: a guided teacher costs two, a critic that reads
-    real and fake two; `target` is the student's moving average that consistency distillation asks.
-    Only what leads to the weights at hand is counted: a run that was killed and goes on from a checkpoint forgets what
-    came after it. Sampling and validation on the way are left out.
+    An evaluation is one sample through one network: a guided teacher costs two, a critic that reads real and fake two;
+    `target` is the student's moving average that consistency distillation asks. Only what leads to the weights at hand
+    is counted: a run that was killed and goes on from a checkpoint forgets what came after it. Sampling and validation
+    on the way are left out.
     """
 
     def __init__(self) -> None:

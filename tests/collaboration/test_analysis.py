@@ -9,7 +9,7 @@ import torch
 
 from distill.cli import main
 from distill.collaboration.analysis import _Path as Route
-from distill.collaboration.analysis import agreement, findings
+from distill.collaboration.analysis import agreement, findings, intervals
 from distill.collaboration.commands import distance_of
 from distill.errors import ConfigError
 
@@ -44,6 +44,16 @@ def test_findings_of_rows_made_by_hand() -> None:
     assert found["agreement"]["full_reference"] == 1.0
 
 
+def test_intervals_narrow_with_the_number_of_images() -> None:
+    """Near the normal approximation of a share's interval."""
+    for count in (100, 1600):
+        vote = [1.0 if index % 2 else -1.0 for index in range(count)]
+        other = [float(index * 7919 % count) for index in range(count)]
+        rows = dict.fromkeys(("distance", "student", "teacher", "words", "curvature", "complexity"), other)
+        bounds = intervals(rows | {"vote": vote})["student_wins"]
+        assert bounds["high"] - bounds["low"] == pytest.approx(2 * 1.96 * 0.5 / count**0.5, rel=0.25)
+
+
 def test_a_threshold_at_the_right_percentile_agrees_with_the_votes() -> None:
     """Where images that score below the 40th percentile are those the teacher paints better."""
     student = torch.linspace(-1, 1, 101)
@@ -57,7 +67,11 @@ def test_command(sd_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     pair = ["--student", str(sd_folder), "--teacher", str(sd_folder), "--student_steps", "1", "--output", str(tmp_path)]
     main(["analyse", *pair, "--count", "16", "--teacher_steps", "3", "--batch_size", "8"])
     found = json.loads(capsys.readouterr().out)
-    assert found["images"] == 16 and found == json.loads((tmp_path / "findings.json").read_text())
+    assert found["images"] == 16 and found["student_wins"] <= 1
+    kept = json.loads((tmp_path / "findings.json").read_text())
+    bounds = kept["values"].pop("intervals")
+    assert kept["values"] == found and kept["seeds"] == [0] and kept["machine"]["cores"]
+    assert bounds["student_wins"]["low"] <= found["student_wins"] <= bounds["student_wins"]["high"]
     rows = list(csv.DictReader((tmp_path / "images.csv").open()))
     assert len(rows) == 16 and all(float(row["curvature"]) > 0 and float(row["distance"]) > 0 for row in rows)
     assert (tmp_path / "figures.png").stat().st_size > 10_000

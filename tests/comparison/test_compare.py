@@ -16,6 +16,7 @@ import yaml
 from filelock import FileLock
 
 from distill.cli import main
+from distill.comparison.claims import Claim, judge
 from distill.comparison.compare import Comparison, Entry, Reference, _values, compare, rows_of
 from distill.comparison.report import summary
 from distill.errors import ConfigError
@@ -120,7 +121,9 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     main(["compare", "--config", "list.yaml"])
     assert capsys.readouterr().out == said
     assert {file: file.stat().st_mtime_ns for file in (folder / "rows").glob("*.json")} == files
-    results = json.loads((folder / "results.json").read_text())
+    kept = json.loads((folder / "results.json").read_text())
+    assert {"command", "machine", "date"} < set(kept) and kept["seeds"] == [0]
+    results = kept["values"]["rows"]
     training = results[1]["training"]
     assert training["wall_seconds"] > 0 and training["images"] == training["evaluations"]["student"] == 32
     assert results[1]["train_seed"] == 0
@@ -174,8 +177,19 @@ def test_the_list_of_the_docs_page_is_one_that_fit_accepts(monkeypatch: pytest.M
         assert run.returncode == 0 and "strategies:" in run.stdout, run.stderr
 
 
-def test_lists_of_the_benchmarks_are_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+LISTS = sorted([*ROOT.glob("benchmarks/*.yaml"), *ROOT.glob("benchmarks/papers/*.yaml")])
+
+
+@pytest.mark.parametrize("file", LISTS, ids=lambda file: file.stem)
+def test_lists_of_the_benchmarks_are_lists(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they name is there: recipes, entries of claims, values in result files."""
     monkeypatch.chdir(ROOT)
-    settings = yaml.safe_load((ROOT / "benchmarks" / "methods_tiny.yaml").read_text())
-    entries = [Entry(**entry) for entry in settings.pop("entries")]
-    assert len(list(rows_of(Comparison(entries, **settings)))) > 40
+    settings = yaml.safe_load(file.read_text())
+    entries = [Entry(**entry) for entry in settings.pop("entries", [])]
+    claims = [Claim(**claim) for claim in settings.pop("claims", [])]
+    assert settings.pop("results").startswith("benchmarks/results/") and (entries or claims)
+    known = {f"{row.entry.name}@{row.steps}" for row in rows_of(Comparison(entries, **settings))} if entries else set()
+    for claim in claims:
+        named = {name for name in claim.names if name not in claim.values and not name.replace(".", "").isdigit()}
+        assert named <= known, f"{claim.claim}: no rows {named - known}"
+        judge(claim, [])

@@ -1,0 +1,45 @@
+"""Where a measured number comes from: the command, the machine, the date and the seeds."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LIBRARIES = ("torch", "lightning", "diffusers")
+
+
+def stamped(values: Any, seeds: list[int], command: str) -> dict[str, Any]:
+    """`values` with where they come from, as every file in `benchmarks/results` has them.
+
+    Args:
+        values: what was measured.
+        seeds: of every run behind them.
+        command: that made them, as it is typed.
+    """
+    today = datetime.date.today().isoformat()
+    return {"command": command, "machine": machine(), "date": today, "seeds": seeds, "values": values}
+
+
+def machine() -> dict[str, Any]:
+    """The processor, the accelerator if there is one, and the versions that matter."""
+    return {
+        "cpu": _cpu(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in LIBRARIES},
+    }
+
+
+def _cpu() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()

@@ -1,0 +1,107 @@
+"""Orderings and what measured values say to them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distill.comparison.claims import Claim, Estimate, judge, markdown
+from distill.errors import ConfigError
+from distill.files import save_json
+
+
+def rows(name: str, values: list[float], steps: int = 1) -> list[dict[str, Any]]:
+    return [{"name": name, "steps": steps, "quality": value} for value in values]
+
+
+def claim(order: str, **settings: Any) -> Claim:
+    return Claim("one is better", "a paper, section 1", order, **{"metric": "quality", **settings})
+
+
+MEASURED = rows("good", [9.0, 9.1, 8.9]) + rows("bad", [1.0, 1.1, 0.9]) + rows("wild", [1.0, 9.0, 5.0])
+
+
+@pytest.mark.parametrize(
+    ("order", "within", "verdict"),
+    [
+        ("good@1 > bad@1", None, "holds"),
+        ("bad@1 < good@1", None, "holds"),
+        ("good@1 < bad@1", None, "does not hold"),
+        ("good@1 > wild@1", None, "undecided"),
+        ("good@1 > wild@1 > bad@1", None, "undecided"),
+        ("wild@1 < bad@1 < good@1", None, "undecided"),
+        ("bad@1 > good@1 > wild@1", None, "does not hold"),
+        ("good@1 ~ bad@1", 1.0, "does not hold"),
+        ("good@1 ~ bad@1", 9.0, "holds"),
+        ("good@1 ~ wild@1", 4.0, "undecided"),
+        ("good@1 > 8.5", None, "holds"),
+        ("good@1 > nowhere@1", None, "undecided"),
+        ("good@1 > bad@2", None, "undecided"),
+    ],
+)
+def test_verdicts(order: str, within: float | None, verdict: str) -> None:
+    assert judge(claim(order, within=within), MEASURED)["verdict"] == verdict
+
+
+def test_interval_over_seeds_is_students() -> None:
+    found = Estimate([1.0, 2.0, 6.0])
+    standard_error = torch.tensor([1.0, 2.0, 6.0]).std() / 3**0.5
+    assert found.value == 3 and found.half_width == pytest.approx(4.303 * float(standard_error), rel=1e-4)
+    assert Estimate([1.0]).half_width is None, "one seed says nothing of seeds"
+
+
+def test_seeds_are_paired() -> None:
+    """Each seed moves both alike: what differs between them is far surer than either."""
+    both = rows("a", [1.0, 5.0, 9.0]) + rows("b", [1.5, 5.6, 9.4])
+    assert judge(claim("a@1 < b@1"), both)["verdict"] == "holds"
+    assert judge(claim("a@1 < b@1"), both[:-1])["verdict"] == "undecided", "they cannot be paired"
+
+
+def test_one_run_has_the_interval_of_its_images() -> None:
+    one = [{"name": "a", "steps": 4, "quality": 5.0, "quality_interval": [4.5, 5.7]}]
+    found = judge(claim("a@4 > 1"), one)["values"]["a@4"]
+    assert found["value"] == 5.0 and found["half_width"] == pytest.approx(0.6) and found["runs"] == [5.0]
+
+
+def test_values_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    values = {"one_0": 1.9, "one_1": 2.1, "other": 9.0, "bounds": {"low": 8.9, "high": 9.3}}
+    save_json({"seeds": [0, 1], "values": values}, file)
+    named = {
+        "one": {"file": str(file), "value": "values/one_{seed}"},
+        "other": {"file": str(file), "value": "values/other", "low": "values/bounds/low", "high": "values/bounds/high"},
+        "gone": {"file": str(tmp_path / "gone.json"), "value": "values"},
+    }
+    found = judge(claim("one < other", values=named, metric=None), [])
+    assert found["verdict"] == "holds" and found["values"]["other"]["half_width"] == pytest.approx(0.2)
+    assert judge(claim("one < gone", values=named, metric=None), [])["verdict"] == "undecided"
+    named["one"]["value"] = "values/nothing"
+    with pytest.raises(ConfigError, match="there is no 'values/nothing' in"):
+        judge(claim("one < other", values=named, metric=None), [])
+
+
+def test_table_says_what_was_measured() -> None:
+    table = markdown([judge(claim("good@1 > bad@1 > gone@1", note="tried twice"), MEASURED)])
+    assert "| quality: good@1 9 ± 0.25 > bad@1 1 ± 0.25 > gone@1 (not measured) | **undecided**; tried twice |" in table
+
+
+@pytest.mark.parametrize(
+    ("order", "settings", "sentence"),
+    [
+        ("good@1", {}, "needs an order such as"),
+        ("a@1 < b@1 > c@1", {}, "goes up and down"),
+        ("a@1 ~ b@1", {}, "give within, the largest difference"),
+        ("a@1 < b@1", {"metric": None}, "give the metric they are compared by"),
+    ],
+)
+def test_bad_claims_get_a_sentence(order: str, settings: dict, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        claim(order, **settings)
+
+
+def test_unknown_metric_gets_a_sentence() -> None:
+    with pytest.raises(ConfigError, match="asks for 'beauty'; rows have quality"):
+        judge(claim("good@1 > bad@1", metric="beauty"), MEASURED)
