@@ -128,9 +128,11 @@ def markdown(judged: list[dict[str, Any]]) -> str:
     lines = ["| claim | source | measured | verdict |", "|---|---|---|---|"]
     for one in judged:
         signs = [*re.findall(r" ([<>~]) ", one["order"]), ""]
-        values = (f"{name} {_shown(value)}" for name, value in one["values"].items())
+        values = (name if _number(name) is not None else f"{name} {_shown(value)}"
+                  for name, value in one["values"].items())  # fmt: skip
         measured = " ".join(f"{value} {sign}".strip() for value, sign in zip(values, signs, strict=True))
         metric = f"{one['metric']}: " if one["metric"] else ""
+        measured += f" (alike within {one['within']:g})" if one["within"] is not None else ""
         note = f"; {one['note']}" if one["note"] else ""
         lines.append(f"| {one['claim']} | {one['source']} | {metric}{measured} | **{one['verdict']}**{note} |")
     return "\n".join(lines) + "\n"

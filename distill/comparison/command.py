@@ -31,13 +31,13 @@ def compare(
 
     Args:
         entries: each with a name and one of recipe, checkpoint and pipeline.
-        output: folder of rows, images and report; finished rows are kept, so it can be killed and continued, and
-            several processes may share the work.
+        output: folder of the report.
         samples: images of each row.
         seeds: of training; a recipe has a row for each.
         seed: of the images' noise.
         batch_size: images per call.
-        runs: where recipes are trained.
+        runs: where recipes are trained and finished rows are kept, so it can be killed and continued, and several
+            processes may share the work.
         results: the JSON file of all rows; `results.json` in the output if not given.
         claims: orderings that are judged by what was measured, see `distill.comparison.claims.Claim`.
         missing: `measure` rows that are not there, or `skip` them.

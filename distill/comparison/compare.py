@@ -80,13 +80,13 @@ class Comparison:
 
     Attributes:
         entries: the competitors.
-        output: folder of rows, images and report; rows that are there are not measured again, so it can be killed and
-            continued.
+        output: folder of the report.
         samples: images of each row; distances of different numbers cannot be compared.
         seeds: of training; each trained entry has a row for each.
         seed: of the images' noise.
         batch_size: images per call.
-        runs: where recipes are trained.
+        runs: where recipes are trained, and rows are kept with their images under `rows`. A row that is there is not
+            measured again, by this list or another, so a comparison can be killed and continued.
         missing: `measure` rows that are not there, or `skip` them.
     """
 
@@ -122,12 +122,12 @@ class Row:
     seed: int | None
 
     def file(self, comparison: Comparison) -> Path:
-        """Where it is kept; another setting is another file."""
-        settings = {**asdict(self.entry), "steps": self.steps, "train_seed": self.seed}
+        """Where it is kept; another setting is another file, another name or list is not."""
+        settings = {**asdict(self.entry), "name": None, "steps": self.steps, "train_seed": self.seed}
         settings |= {"samples": comparison.samples, "seed": comparison.seed, "contents": contents(self.entry)}
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
-        words = "".join(letter if letter.isalnum() else "-" for letter in self.entry.name)
-        return Path(comparison.output) / "rows" / f"{words}-{self.steps}-{digest}.json"
+        source = Path(str(self.entry.recipe or self.entry.checkpoint or self.entry.pipeline)).stem
+        return Path(comparison.runs) / "rows" / f"{source}-{self.steps}-{digest}.json"
 
     def run(self, comparison: Comparison) -> Path:
         """Where its recipe is trained."""
@@ -182,8 +182,8 @@ def compare(comparison: Comparison) -> list[dict[str, Any]]:
         if groups:
             time.sleep(WAIT)
     return [
-        {**read_json(file), "images": str(file.with_suffix(""))}
-        for file in (row.file(comparison) for row in rows_of(comparison))
+        {**read_json(file), "name": row.entry.name, "images": str(file.with_suffix(""))}
+        for row, file in ((row, row.file(comparison)) for row in rows_of(comparison))
         if file.is_file()
     ]
 
@@ -195,7 +195,7 @@ def _finish(rows: list[Row], comparison: Comparison, reference: Callable[[], Ref
         if not file.is_file():
             painter, cost = _open(row, comparison)
             values = _measured(painter, reference(), comparison, file.with_suffix(""))
-            about = {"name": row.entry.name, "steps": row.steps, "train_seed": row.seed, **cost}
+            about = {"steps": row.steps, "train_seed": row.seed, **cost}
             save_json(about | values, file)
             print(f"{row.entry.name}, {row.steps} steps: {_short(values)}", file=sys.stderr)
 

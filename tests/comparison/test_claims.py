@@ -85,6 +85,8 @@ def test_values_of_a_file(tmp_path: Path) -> None:
 
 def test_table_says_what_was_measured() -> None:
     table = markdown([judge(claim("good@1 > bad@1 > gone@1", note="tried twice"), MEASURED)])
+    alike = markdown([judge(claim("good@1 ~ 9.05", within=0.5), MEASURED)])
+    assert "| quality: good@1 9 ± 0.25 ~ 9.05 (alike within 0.5) | **holds** |" in alike
     assert "| quality: good@1 9 ± 0.25 > bad@1 1 ± 0.25 > gone@1 (not measured) | **undecided**; tried twice |" in table
 
 

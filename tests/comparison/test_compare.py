@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from distill.cli import main
 from distill.comparison.claims import Claim, judge
-from distill.comparison.compare import Comparison, Entry, Reference, _values, compare, rows_of
+from distill.comparison.compare import Comparison, Entry, Reference, Row, _values, compare, rows_of
 from distill.comparison.report import summary
 from distill.errors import ConfigError
 from distill.files import save_json
@@ -26,7 +26,7 @@ from tests.runs import ROOT, distill
 
 def comparison(tmp_path: Path, **settings) -> Comparison:
     entries = [Entry("teacher", pipeline="tiny-sd3", steps=[1, 4]), Entry("ours", recipe=__file__, steps=[1])]
-    return Comparison(entries, str(tmp_path), **{"samples": 100, "seeds": [0, 1], **settings})
+    return Comparison(entries, str(tmp_path / "report"), runs=str(tmp_path), **{"samples": 100, "seeds": [0, 1], **settings})
 
 
 def test_rows_are_an_entry_at_each_number_of_steps_and_each_training_seed(tmp_path: Path) -> None:
@@ -36,6 +36,8 @@ def test_rows_are_an_entry_at_each_number_of_steps_and_each_training_seed(tmp_pa
 
 def test_another_setting_is_another_row(tmp_path: Path) -> None:
     files = {row.file(comparison(tmp_path)) for row in rows_of(comparison(tmp_path))}
+    renamed = Row(Entry("another name", pipeline="tiny-sd3", steps=[1]), 1, None)
+    assert renamed.file(comparison(tmp_path)) in files, "and another name is not"
     more = {row.file(comparison(tmp_path, samples=200)) for row in rows_of(comparison(tmp_path, samples=200))}
     again = {row.file(comparison(tmp_path)) for row in rows_of(comparison(tmp_path))}
     assert len(files) == 4 and not files & more and files == again
@@ -46,7 +48,7 @@ def test_an_edited_recipe_is_another_row_and_another_run(tmp_path: Path) -> None
     files = []
     for text in ("a: 1", "a: 2", "a: 1"):
         recipe.write_text(text)
-        listed = Comparison([Entry("ours", recipe=str(recipe), steps=[1])], str(tmp_path))
+        listed = Comparison([Entry("ours", recipe=str(recipe), steps=[1])], "report", runs=str(tmp_path))
         (row,) = rows_of(listed)
         files.append((row.file(listed), row.run(listed)))
     assert files[0] == files[2] and files[0][0] != files[1][0] and files[0][1] != files[1][1]
@@ -116,11 +118,11 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     said = capsys.readouterr().out
     assert said.count("| consistency |") == 2 and said.count("| teacher |") == 1
     folder = tmp_path / "compared"
-    files = {file: file.stat().st_mtime_ns for file in (folder / "rows").glob("*.json")}
+    files = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs" / "rows").glob("*.json")}
     assert len(files) == 3
     main(["compare", "--config", "list.yaml"])
     assert capsys.readouterr().out == said
-    assert {file: file.stat().st_mtime_ns for file in (folder / "rows").glob("*.json")} == files
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "runs" / "rows").glob("*.json")} == files
     kept = json.loads((folder / "results.json").read_text())
     assert {"command", "machine", "date"} < set(kept) and kept["seeds"] == [0]
     results = kept["values"]["rows"]
@@ -137,7 +139,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 def test_what_another_process_works_on_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("distill.comparison.compare.WAIT", 0.05)
     monkeypatch.setattr("distill.comparison.compare._open", lambda *_: pytest.fail("the other process does it"))
-    listed = Comparison([Entry("teacher", pipeline="tiny-sd3", steps=[1])], str(tmp_path), samples=100)
+    listed = Comparison([Entry("teacher", pipeline="tiny-sd3", steps=[1])], "report", samples=100, runs=str(tmp_path))
     (row,) = rows_of(listed)
     lock = FileLock(row.lock(listed))
     row.lock(listed).parent.mkdir(parents=True)
@@ -160,7 +162,7 @@ def test_a_training_that_fails_is_named(tmp_path: Path, capsys: pytest.CaptureFi
     with pytest.raises(SystemExit) as stopped:
         main(["compare", "--config", str(tmp_path / "list.yaml")])
     assert stopped.value.code == 2 and "training the entry 'broken' ended with code" in capsys.readouterr().err
-    assert not list((tmp_path / "out").rglob("*.json"))
+    assert not list((tmp_path / "runs" / "rows").rglob("*.json"))
 
 
 def test_the_list_of_the_docs_page_is_one_that_fit_accepts(monkeypatch: pytest.MonkeyPatch) -> None:
