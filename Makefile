@@ -23,6 +23,10 @@ lint: .venv/installed  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/installed  ## the documentation as a site in build/site
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
+	$(BIN)/mkdocs build --strict
+
 ASSETS := build/assets
 DISTILL := $(BIN)/distill
 assets: .venv/installed  ## rebuild the shipped tiny pipelines, judge, vision network and perceptual distances (hours on a laptop CPU)
@@ -48,5 +52,5 @@ assets: .venv/installed  ## rebuild the shipped tiny pipelines, judge, vision ne
 clean:  ## remove the environment and what was built; runs/ stays
 	rm -rf .venv build
 
-.PHONY: help demo test lint assets clean
+.PHONY: help demo test lint docs assets clean
 .DEFAULT_GOAL := help

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from distill.comparison import claims, report
 from distill.files import read_json
 
 ROOT = Path(__file__).parents[1]
@@ -22,9 +23,13 @@ def main() -> None:
         "add_tiny": students,
         "diffusion2gan_tiny": students,
         "diffusion2gan_regression": students,
-        "add_ablation": ablation,
-        "diffusion2gan_ablation": ablation,
-        "hybrids": ablation,
+        "methods_tiny": comparison("All methods, `benchmarks/methods_tiny.yaml`"),
+        "consistency_tiny": comparison("Consistency distillation beside LADD, `benchmarks/consistency_tiny.yaml`"),
+        "hybrids": comparison("Mixtures, `benchmarks/hybrids.yaml`"),
+        "claims_add": comparison("Claims of ADD, `benchmarks/papers/add.yaml`"),
+        "claims_ladd": comparison("Claims of LADD, `benchmarks/papers/ladd.yaml`"),
+        "claims_diffusion2gan": comparison("Claims of Diffusion2GAN, `benchmarks/papers/diffusion2gan.yaml`"),
+        "claims_adaptive": comparison("Claims of adaptive collaboration, `benchmarks/papers/adaptive.yaml`"),
         "collaboration_tiny": collaboration,
         "collaboration_cost": plain("What collaboration costs beside the teacher"),
         "reconstruction": reconstruction,
@@ -77,30 +82,20 @@ def spread(values: dict[str, float]) -> str:
     return f"{values['mean']} ({values['min']} to {values['max']})"
 
 
-def ablation(result: dict[str, Any]) -> str:
-    """A row per change, means over seeds with the half-width of their 95 % intervals."""
-    found = result["values"]["summary"]
-    columns = list(dict.fromkeys(metric for row in found.values() for metric in row))
-    lines = [
-        f"## {result['values']['source']}\n",
-        origin(result),
-        f"Rows of {result['values']['steps']} updates of {result['values']['batch_size']} samples.\n",
-        f"| | {' | '.join(columns)} | seeds |",
-        "|---|" + "---|" * (len(columns) + 1),
-    ]
-    for name, row in found.items():
-        cells = [mean_and_half_width(row.get(metric)) for metric in columns]
-        seeds = max(value["seeds"] for value in row.values())
-        lines.append(f"| {name} | {' | '.join(cells)} | {seeds} |")
-    return "\n".join(lines) + "\n"
+def comparison(title: str) -> Section:
+    """What `distill compare` found, and what it says to the claims."""
 
+    def section(result: dict[str, Any]) -> str:
+        values = result["values"]
+        lines = [f"## {title}\n", origin(result)]
+        if values["rows"]:
+            lines += [f"{values['rows'][0]['samples']} images a row. A cell is the mean over seeds, with the lowest and the "
+                      "highest; of a single run with the interval of its images.\n", report.markdown(values["table"])]  # fmt: skip
+        if values["claims"]:
+            lines += [claims.markdown(values["claims"])]
+        return "\n".join(lines)
 
-def mean_and_half_width(value: dict[str, Any] | None) -> str:
-    """A cell of an ablation."""
-    if value is None:
-        return "-"
-    half = "" if value["half_width"] is None else f" ± {value['half_width']:.3g}"
-    return f"{value['mean']:.4g}{half}"
+    return section
 
 
 def collaboration(result: dict[str, Any]) -> str:

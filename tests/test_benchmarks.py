@@ -43,55 +43,6 @@ def test_plain_loop_is_the_same_mathematics(sd3_folder: Path) -> None:
     assert max(step_time.check(options).values()) <= 1e-5
 
 
-def test_every_row_of_the_ablations_is_a_recipe_that_can_be_built() -> None:
-    import ablation
-    from jsonargparse import ArgumentParser
-    from lightning import LightningModule
-    from omegaconf import OmegaConf
-
-    import distill.training.module
-
-    assert distill.training.module
-    parser = ArgumentParser()
-    parser.add_subclass_arguments(LightningModule, "model")
-    built = {}
-    for name, table in ablation.TABLES.items():
-        for row, change in table.rows.items():
-            config = OmegaConf.load(ROOT / "recipes" / f"{table.recipe}.yaml")
-            change(config)
-            if "student_init" in config.model.init_args and config.model.init_args.student_init not in (
-                "teacher",
-                "random",
-            ):
-                config.model.init_args.student_init = "teacher"  # the first stage's checkpoint is not there
-            model = OmegaConf.to_container(config, resolve=True)["model"]
-            built[name, row] = parser.instantiate_classes(parser.parse_object({"model": model})).model
-    _assert_diffusion2gans_rows_add_up({row: m for (name, row), m in built.items() if name == "diffusion2gan_ablation"})
-    rows = {row: module for (name, row), module in built.items() if name == "add_ablation"}
-    terms = {row: [type(strategy).__name__ for strategy in module.strategies] for row, module in rows.items()}
-    assert terms["adversarial alone"] == ["PixelAdversarial"] and terms["distillation alone"] == ["ScoreDistillation"]
-    assert rows["random initialisation"].student_init == "random"
-    assert (rows["no condition"].strategies[0].text, rows["no condition"].strategies[0].image_name) == (False, None)
-    assert rows["4 teacher steps"].strategies[1].teacher_steps == 4
-
-
-def _assert_diffusion2gans_rows_add_up(rows: dict[str, Any]) -> None:
-    for name in ("e_latent_lpips", "lpips", "latent_lpips", "pseudo_huber", "mse"):
-        (regression,) = rows[name].strategies
-        assert regression.distance == name
-    critics = [rows[name].strategies[1] for name in list(rows)[6:]]
-    parts = [(c.noise, c.r1 is not None, c.multi_scale, any(c.shares)) for c in critics]
-    assert parts == [tuple(place < count for place in range(4)) for count in range(5)]
-
-
-def test_interval_is_students() -> None:
-    import ablation
-
-    found = ablation.interval([1.0, 2.0, 3.0])
-    assert found == {"mean": 2.0, "half_width": pytest.approx(4.303 / 3**0.5, abs=1e-3), "seeds": 3}
-    assert ablation.interval([1.0])["half_width"] is None
-
-
 def test_plain_sum_of_adds_terms_moves_the_student_as_ours(tmp_path: Path) -> None:
     """What `add_step.py` compares the memory with is the same step."""
     import add_step
@@ -119,15 +70,6 @@ def test_results_page_is_what_the_files_say(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     tables.main()
     assert (tmp_path / "docs" / "results.md").read_text() == (ROOT / "docs" / "results.md").read_text()
-
-
-def test_cells_of_an_ablation() -> None:
-    import tables
-
-    cell = {"mean": 217.256, "half_width": 12.345, "seeds": 3}
-    assert tables.mean_and_half_width(cell) == "217.3 ± 12.3"
-    assert tables.mean_and_half_width({"mean": 0.8912, "half_width": None, "seeds": 1}) == "0.8912"
-    assert tables.mean_and_half_width(None) == "-"
 
 
 def test_summary_of_collaboration_keeps_the_promise_beside_what_was_spent() -> None:

@@ -1,12 +1,19 @@
-"""Every command in README and docs runs, in the order they stand there; sizes shrunk from the command line."""
+"""Every command in README runs, in the order they stand there, sizes shrunk from the command line; those in docs run or
+parse; and the pages make a site."""
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
+from jsonargparse import ArgumentParser
 
 from distill.cli import main
 from distill.export import load_student
@@ -21,7 +28,8 @@ SHRUNK = {
     "sample": "--device cpu",
     "calibrate": "--count 20 --device cpu",
     "collaborate": "--device cpu",
-    "compare": "--samples 100 --seeds [0] --entries '[{name: teacher, pipeline: tiny-sd, steps: [1]}]'",
+    "compare": "--samples 100 --seeds [0] --entries '[{name: teacher, pipeline: tiny-sd, steps: [1]}]' "
+    "--results results.json",
     "analyse": "--count 16 --teacher_steps 3 --device cpu",
     "export": "",
 }
@@ -77,6 +85,106 @@ def test_commands_of_the_pages_on_consistency_and_collaboration_run(
             main([*arguments, *shlex.split(re.sub(r"--data.generation.\S+ \S+ ", "", shrunk))])
     assert load_student("runs/tiny_consistency_sd/checkpoints/last.ckpt").facts["teacher"] == "tiny-sd"
     assert (tmp_path / "runs/collaboration/decisions.csv").is_file()
+
+
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+
+
+def blocks(page: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each bash block of a page: the text before it, and its commands, of which one may span lines."""
+    text = page.read_text()
+    for block in re.finditer(r"```bash\n(.*?)```", text, re.DOTALL):
+        whole = block[1].replace("\\\n", " ")
+        lines = [line.split(" #")[0].strip() for line in whole.splitlines()]
+        yield text[: block.start()], [line for line in lines if line]
+
+
+def needs(before: str) -> list[str]:
+    """What a block says it needs, in a comment right above it that a sentence above the comment says to the reader."""
+    comment = re.search(r"([^\n]+(?:\n[^\n]+)*)\n\n<!-- needs: (.+) -->\n$", before)
+    if comment is None:
+        return []
+    sentence, named = comment[1].replace("\n", " "), comment[2].split(", ")
+    assert "needs" in sentence and all(need in sentence for need in named), f"'{sentence}' does not name {named}"
+    return named
+
+
+class Parsed(Exception):
+    """Raised in place of running a command whose options were understood."""
+
+
+def understood(arguments: list[str]) -> bool:
+    """Whether `distill` takes the arguments; nothing is run."""
+    shown = ["--print_config"] if arguments[0] in ("fit", "validate", "test") else []
+    try:
+        main([*arguments, *shown])
+    except Parsed:
+        return True
+    except SystemExit as ended:
+        return bool(shown) and ended.code == 0
+    return False
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT / "docs")))
+def test_commands_in_docs_are_understood(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of README are run above. Whatever is not `distill`, `make` or a benchmark says what it needs."""
+
+    def stop(*_: object, **__: object) -> None:
+        raise Parsed
+
+    monkeypatch.setattr(ArgumentParser, "instantiate_classes", stop)
+    monkeypatch.chdir(ROOT)
+    run, targets = (
+        commands(ROOT / "README.md"),
+        re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE),
+    )
+    for before, lines in blocks(page):
+        needed = needs(before)
+        for line in lines:
+            words = shlex.split(line)
+            if "distill" in words:
+                assert words[0] == "distill" or needed, f"{line}: say what it needs"
+                assert line in run or understood(words[words.index("distill") + 1 :]), line
+            elif words[0] == "make":
+                assert words[1] in targets, line
+            elif words[0] == "python":
+                assert (ROOT / words[1]).is_file(), line
+            else:
+                assert needed, f"{line}: say what it needs"
+
+
+def test_a_command_that_is_wrong_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert not understood(["evaluate", "--piplein", "tiny-sd3"])
+    assert not understood(["fit", "--config", "recipes/tiny_ladd.yaml", "--model.emma", "0.9"])
+    with pytest.raises(AssertionError, match="does not name"):
+        needs("This needs patience.\n\n<!-- needs: GPUs -->\n")
+
+
+def test_site_lists_every_page() -> None:
+    def listed(entry: object) -> Iterator[str]:
+        if isinstance(entry, str):
+            yield entry
+        else:
+            for part in entry.values() if isinstance(entry, dict) else entry:  # type: ignore[attr-defined]
+                yield from listed(part)
+
+    nav = list(listed(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
+    assert sorted(nav) == sorted(str(page.relative_to(ROOT / "docs")) for page in PAGES)
+
+
+def test_site_builds_and_asks_no_other_host(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("material")
+    pytest.importorskip("mkdocstrings_handlers.python")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert built.returncode == 0, built.stderr[-2000:]
+    assert "LatentAdversarial" in (tmp_path / "reference" / "strategies.html").read_text()
+    for page in tmp_path.rglob("*.html"):
+        fetched = re.findall(r"""<(?:script|img|link)\b[^>]*?(?:src|href)="(?:https?:)?//[^"]*""", page.read_text())
+        assert not fetched, page
 
 
 @pytest.mark.parametrize(

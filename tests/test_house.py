@@ -11,7 +11,7 @@ from tests.runs import ROOT
 
 PACKAGE = ROOT / "distill"
 FLOORS = [
-    {"errors", "files", "progress", "batch", "frozen", "diffusion", "perceptual"},
+    {"errors", "files", "progress", "provenance", "batch", "frozen", "diffusion", "perceptual"},
     {"backbones", "adversarial"},
     {"strategies", "data"},
     {"evaluation", "inference", "export"},

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from filelock import FileLock, Timeout
 from torch import Tensor
 
@@ -26,7 +27,7 @@ from distill.evaluation.evaluate import HELD_OUT
 from distill.evaluation.metrics import read_back
 from distill.evaluation.shapes_judge import load_shapes_judge
 from distill.evaluation.statistics import bootstrap, frechet_distance, kernel_distance, precision_recall
-from distill.files import checksum, read_json, save_json, written_whole
+from distill.files import read_json, save_json, written_whole
 from distill.inference import Painter, open_painter, open_student_painter, save_png
 from distill.progress import tracked
 
@@ -43,6 +44,7 @@ class Entry:
         name: in the tables.
         recipe: to train, once per seed; a file that `distill fit` takes.
         options: overrides of the recipe, dotted.
+        after: name of another trained entry, whose student of the same seed begins this one (`model.student_init`).
         checkpoint: of `distill fit`.
         pipeline: shipped name, folder or hub id.
         steps: numbers of steps to measure at.
@@ -55,6 +57,7 @@ class Entry:
     name: str
     recipe: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    after: str | None = None
     checkpoint: str | None = None
     pipeline: str | None = None
     steps: list[int] = field(default_factory=lambda: [1, 2, 4])
@@ -103,6 +106,9 @@ class Comparison:
         names = [entry.name for entry in self.entries]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ConfigError(f"entries need names of their own; {', '.join(twice)} is there more than once")
+        for entry in self.entries:
+            if entry.after and not (entry.recipe and self.first(entry).recipe):
+                raise ConfigError(f"the entry '{entry.name}' is after '{entry.after}'; both need a recipe")
         if not names:
             raise ConfigError(
                 "there is nothing to compare; give entries, each with a name and a recipe, checkpoint or pipeline"
@@ -111,6 +117,17 @@ class Comparison:
             raise ConfigError(f"rows that are missing can be measured or skipped: measure or skip, not {self.missing}")
         if self.samples < 100:
             raise ConfigError(f"distances of less than 100 images say nothing; got samples={self.samples}")
+
+    def first(self, entry: Entry) -> Entry:
+        """The one that an entry comes after.
+
+        Raises:
+            ConfigError: there is none of that name.
+        """
+        for other in self.entries[: self.entries.index(entry)]:
+            if other.name == entry.after:
+                return other
+        raise ConfigError(f"the entry '{entry.name}' is after '{entry.after}', and no entry above it has that name")
 
 
 @dataclass(frozen=True)
@@ -123,27 +140,40 @@ class Row:
 
     def file(self, comparison: Comparison) -> Path:
         """Where it is kept; another setting is another file, another name or list is not."""
-        settings = {**asdict(self.entry), "name": None, "steps": self.steps, "train_seed": self.seed}
+        settings = {**asdict(self.entry), "name": None, "after": None, "steps": self.steps, "train_seed": self.seed}
         settings |= {"samples": comparison.samples, "seed": comparison.seed, "contents": contents(self.entry)}
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
+        if first := self.before(comparison):
+            settings["after"] = first._training(comparison)
+        digest = _digest(settings)
         source = Path(str(self.entry.recipe or self.entry.checkpoint or self.entry.pipeline)).stem
         return Path(comparison.runs) / "rows" / f"{source}-{self.steps}-{digest}.json"
 
     def run(self, comparison: Comparison) -> Path:
         """Where its recipe is trained."""
-        about = json.dumps([contents(self.entry), self.entry.options], sort_keys=True)
-        digest = hashlib.sha256(about.encode()).hexdigest()[:8]
-        return Path(comparison.runs) / f"{Path(str(self.entry.recipe)).stem}_{digest}_seed_{self.seed}"
+        name = f"{Path(str(self.entry.recipe)).stem}_{_digest(self._training(comparison))}_seed_{self.seed}"
+        return Path(comparison.runs) / name
+
+    def before(self, comparison: Comparison) -> Row | None:
+        """The training that this one begins after, under the same seed."""
+        return Row(comparison.first(self.entry), 1, self.seed) if self.entry.after else None
+
+    def _training(self, comparison: Comparison) -> list[Any]:
+        """All that tells its training from another."""
+        first = self.before(comparison)
+        return [contents(self.entry), self.entry.options, *([first._training(comparison)] if first else [])]
 
     def lock(self, comparison: Comparison) -> Path:
         """Held by the process that works on it: one for all rows of a training."""
         return (self.run(comparison) if self.entry.recipe else self.file(comparison)).with_suffix(".lock")
 
 
-def contents(entry: Entry) -> str | None:
-    """What tells a changed recipe or checkpoint from the one that was measured; None for a pipeline's name."""
+def contents(entry: Entry) -> Any:
+    """What tells a changed recipe or checkpoint from the one that was measured; None for a pipeline's name.
+
+    A recipe's comments are no change.
+    """
     if entry.recipe:
-        return checksum(entry.recipe)
+        return yaml.safe_load(Path(entry.recipe).read_text())
     if not entry.checkpoint or not Path(entry.checkpoint).exists():
         return None
     about = Path(entry.checkpoint).stat()
@@ -223,19 +253,24 @@ def _open(row: Row, comparison: Comparison) -> tuple[Painter, dict[str, Any]]:
         return open_painter(entry.pipeline, row.steps, entry.guidance, entry.solver), {}
     if entry.checkpoint:
         return open_student_painter(entry.checkpoint, row.steps), {}
-    folder = row.run(comparison)
-    checkpoint = _trained(entry, int(row.seed or 0), folder)
-    return open_student_painter(str(checkpoint), row.steps), {"training": read_json(folder / "cost.json")}
+    checkpoint = _trained(row, comparison)
+    cost = read_json(row.run(comparison) / "cost.json")
+    return open_student_painter(str(checkpoint), row.steps), {"training": cost}
 
 
-def _trained(entry: Entry, seed: int, folder: Path) -> Path:
-    """The recipe's checkpoint under a seed; trained or continued if it is not finished."""
+def _trained(row: Row, comparison: Comparison) -> Path:
+    """The checkpoint of a row's recipe under its seed; trained or continued if it is not finished."""
+    entry, folder = row.entry, row.run(comparison)
     checkpoint, done = folder / "checkpoints" / "last.ckpt", folder / "finished"
     if done.is_file():
         return checkpoint
-    command = [sys.executable, "-m", "distill", "fit", "--config", str(entry.recipe), "--seed_everything", str(seed)]
-    command += ["--trainer.default_root_dir", str(folder), "--ckpt_path", "last"]
-    command += [part for name, value in entry.options.items() for part in (f"--{name}", _text(value))]
+    options = dict(entry.options)
+    if first := row.before(comparison):
+        with FileLock(first.lock(comparison)):
+            options["model.student_init"] = str(_trained(first, comparison))
+    command = [sys.executable, "-m", "distill", "fit", "--config", str(entry.recipe)]
+    command += ["--seed_everything", str(row.seed), "--trainer.default_root_dir", str(folder), "--ckpt_path", "last"]
+    command += [part for name, value in options.items() for part in (f"--{name}", _text(value))]
     run = subprocess.run(command, stdout=2)  # what is printed is the table alone
     if run.returncode:
         raise ConfigError(f"training the entry '{entry.name}' ended with code {run.returncode}; see above for why")
@@ -286,6 +321,10 @@ def _values(real: Tensor, fake: Tensor, right: Tensor, named: Tensor) -> dict[st
 
 def _short(values: dict[str, Any]) -> str:
     return ", ".join(f"{name} {values[name]}" for name in ("fid_shapes", "alignment", "seconds_per_image"))
+
+
+def _digest(about: Any) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def _text(value: Any) -> str:

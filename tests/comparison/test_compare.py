@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from filelock import FileLock
 
 from distill.cli import main
 from distill.comparison.claims import Claim, judge
-from distill.comparison.compare import Comparison, Entry, Reference, Row, _values, compare, rows_of
+from distill.comparison.compare import Comparison, Entry, Reference, Row, _trained, _values, compare, rows_of
 from distill.comparison.report import summary
 from distill.errors import ConfigError
 from distill.files import save_json
@@ -25,8 +26,11 @@ from tests.runs import ROOT, distill
 
 
 def comparison(tmp_path: Path, **settings) -> Comparison:
-    entries = [Entry("teacher", pipeline="tiny-sd3", steps=[1, 4]), Entry("ours", recipe=__file__, steps=[1])]
-    return Comparison(entries, str(tmp_path / "report"), runs=str(tmp_path), **{"samples": 100, "seeds": [0, 1], **settings})
+    recipe = str(ROOT / "recipes" / "tiny_ladd.yaml")
+    entries = [Entry("teacher", pipeline="tiny-sd3", steps=[1, 4]), Entry("ours", recipe=recipe, steps=[1])]
+    return Comparison(
+        entries, str(tmp_path / "report"), runs=str(tmp_path), **{"samples": 100, "seeds": [0, 1], **settings}
+    )
 
 
 def test_rows_are_an_entry_at_each_number_of_steps_and_each_training_seed(tmp_path: Path) -> None:
@@ -46,12 +50,41 @@ def test_another_setting_is_another_row(tmp_path: Path) -> None:
 def test_an_edited_recipe_is_another_row_and_another_run(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     files = []
-    for text in ("a: 1", "a: 2", "a: 1"):
+    for text in ("a: 1", "a: 2", "a: 1  # for a reason"):
         recipe.write_text(text)
         listed = Comparison([Entry("ours", recipe=str(recipe), steps=[1])], "report", runs=str(tmp_path))
         (row,) = rows_of(listed)
         files.append((row.file(listed), row.run(listed)))
     assert files[0] == files[2] and files[0][0] != files[1][0] and files[0][1] != files[1][1]
+
+
+def test_a_second_stage_begins_at_the_first_ones_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("a: 1")
+    calls = []
+
+    def run(command: list[str], **_: Any) -> Any:
+        calls.append(" ".join(command))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr("distill.comparison.compare.subprocess.run", run)
+    first = Entry("first", recipe=str(recipe), options={"b": 1}, steps=[1])
+    second = Entry("second", recipe=str(recipe), after="first", steps=[1])
+    alone = Entry("alone", recipe=str(recipe), steps=[1])
+    listed = Comparison([first, second, alone], "report", runs=str(tmp_path / "runs"))
+    for row in rows_of(listed):
+        row.run(listed).mkdir(parents=True, exist_ok=True)
+    one, two, three = rows_of(listed)
+    assert two.run(listed) != three.run(listed) and two.file(listed) != three.file(listed)
+    _trained(two, listed)
+    assert len(calls) == 2, "the first stage is trained for the second"
+    _trained(one, listed)
+    assert len(calls) == 2, "and not again"
+    assert f"--model.student_init {one.run(listed)}/checkpoints/last.ckpt" in calls[1]
+    with pytest.raises(ConfigError, match="'second' is after 'first', and no entry above it has that name"):
+        Comparison([second, first], "report")
+    with pytest.raises(ConfigError, match="'x' is after 'teacher'; both need a recipe"):
+        Comparison([Entry("teacher", pipeline="tiny-sd"), Entry("x", recipe=str(recipe), after="teacher")], "report")
 
 
 @pytest.mark.parametrize(
