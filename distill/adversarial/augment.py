@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
 from distill.batch import Draws
 
+CHANGES = ("colour", "translation", "cutout")
 
-def augment(pictures: Tensor, draws: Draws, purpose: str) -> Tensor:
+
+def augment(pictures: Tensor, draws: Draws, purpose: str, changes: Collection[str] = CHANGES) -> Tensor:
     """Pictures `[B, 3, H, W]` in [-1, 1] with changed colours, moved, and with a square cut out; sample by sample.
 
     The same draws give every batch of pictures the same changes, so real and fake can be judged alike. Strengths are
     those of StyleGAN-T's code: brightness by up to 0.5, saturation by up to 2 times, contrast by 0.5 to 1.5 times,
     moves of up to an eighth of a side, a hole a fifth as wide as the picture.
+
+    Args:
+        changes: which of `CHANGES` are made.
     """
     brightness, saturation, contrast, move_y, move_x, hole_y, hole_x = draws.uniform(purpose, 7).unbind(1)
-    pictures = pictures + _column(brightness - 0.5)
-    pictures = _spread(pictures, dim=(1,), factor=2 * saturation)
-    pictures = _spread(pictures, dim=(1, 2, 3), factor=0.5 + contrast)
-    return _cut(_move(pictures, move_y, move_x), hole_y, hole_x)
+    if "colour" in changes:
+        pictures = pictures + _column(brightness - 0.5)
+        pictures = _spread(pictures, dim=(1,), factor=2 * saturation)
+        pictures = _spread(pictures, dim=(1, 2, 3), factor=0.5 + contrast)
+    if "translation" in changes:
+        pictures = _move(pictures, move_y, move_x)
+    return _cut(pictures, hole_y, hole_x) if "cutout" in changes else pictures
 
 
 def random_crop(pictures: Tensor, size: int, draws: Draws, purpose: str, share: float = 0.5) -> Tensor:

@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.nn.functional import normalize
 from torch.nn.utils import parametrize
 
-from distill.adversarial.augment import augment, random_crop
+from distill.adversarial.augment import CHANGES, augment, random_crop
 from distill.adversarial.clip_text import ClipText
 from distill.adversarial.gan import R1, ExactR1, GanLoss, Hinge, Logits, gradient_penalty
 from distill.adversarial.heads import TokenHead
@@ -56,11 +56,12 @@ class PixelAdversarial(Strategy):
         r1: gradient penalty at the heads' inputs on real pictures; gamma = 1e-5 if not given, none at a weight of 0.
         blocks: of the vision network, see `VisionTransformer`.
         size: side of the picture it sees; its own if not given.
-        augmented: change colour and place of real and fake alike before they are judged.
+        augment: how real and fake are changed alike before they are judged: some of `colour`, `translation` and
+            `cutout`; all if not given.
         hidden, norm: as in `ProjectedHead`.
 
     Raises:
-        ConfigError: R1 of another kind than `ExactR1`.
+        ConfigError: R1 of another kind than `ExactR1`, or an unknown change of the pictures.
     """
 
     def __init__(
@@ -74,16 +75,19 @@ class PixelAdversarial(Strategy):
         r1: R1 | None = None,
         blocks: list[int] | None = None,
         size: int | None = None,
-        augmented: bool = True,
+        augment: list[str] | None = None,
         hidden: int | None = None,
         norm: str = "local_batch",
     ):
         super().__init__(weight)
         if not isinstance(r1, ExactR1 | None):
             raise ConfigError(f"PixelAdversarial pays R1 at the heads' inputs: give ExactR1, not {type(r1).__name__}")
+        if unknown := sorted(set(augment or ()) - set(CHANGES)):
+            raise ConfigError(f"PixelAdversarial's augment is some of {', '.join(CHANGES)}; got {', '.join(unknown)}")
         self.vision_name, self.image_name, self.text, self.image_from_noise = vision, image, text, image_from_noise
         self.loss, self.r1, self.blocks, self.size = loss or Hinge(), r1 or ExactR1(1e-5), blocks, size
-        self.augmented, self.hidden, self.norm = augmented, hidden, norm
+        self.hidden, self.norm = hidden, norm
+        self.changes = list(CHANGES) if augment is None else augment
 
     def configure(self, backbone: Backbone, teacher: Frozen) -> None:
         self.vision = Frozen(VisionTransformer(self.vision_name, self.blocks, self.size))
@@ -127,8 +131,8 @@ class PixelAdversarial(Strategy):
 
     def _changed(self, pictures: Tensor, batch: Batch, turn: str) -> Tensor:
         """The pictures as the vision network is to see them in a turn; the same changes for real and fake."""
-        if self.augmented:
-            pictures = augment(pictures.float(), batch.draws, f"pixel/{turn}/augment")
+        if self.changes:
+            pictures = augment(pictures.float(), batch.draws, f"pixel/{turn}/augment", self.changes)
         return random_crop(pictures, self.vision.network.size, batch.draws, f"pixel/{turn}/crop")
 
     def _condition(self, sample: Sample, batch: Batch) -> Tensor | None:

@@ -21,52 +21,74 @@ MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)  # of the pictures in [0, 1] it 
 
 
 class VisionTraining(L.LightningModule):
-    """Two self-supervised tasks on two crops of each picture, parts of which are hidden behind a mask token.
+    """Three self-supervised tasks on noised views of crisp pictures and of spoilt copies of them.
 
-    The patches' tokens say what the hidden pixels are (SimMIM, arXiv 2111.09886), which makes them tell small
-    differences; the class tokens of the two crops of a picture find each other in the batch (MoCo v3, arXiv 2104.02057,
-    without a momentum network), which makes them tell pictures apart. Crops keep their colours: a critic that cannot
-    see colour is of no use.
+    Some patches are hidden behind a mask token, and the patches' tokens say what all pixels were before the noise
+    (SimMIM, arXiv 2111.09886, and a denoising autoencoder): noise is seen through. Two views of a picture find each
+    other in the batch by their class tokens (MoCo v3, arXiv 2104.02057, without a momentum network), and by their
+    tokens at the same place (DenseCL, arXiv 2011.09157). Each picture has a blurred or blended copy in the batch that
+    is another picture, so the tokens tell crisp from blurred. Crops keep their colours.
+
+    A critic on the tokens leads a student only as far as they see: trained on the hidden pixels alone they told noise
+    twice as well as blur, and students became blurred.
 
     Args:
         output: folder in timm's layout (`config.json`, `model.safetensors`, float16).
         lr: peak learning rate of the one-cycle schedule.
         hidden: largest share of hidden patches.
-        contrast: weight of the second task.
-        temperature: of its softmax.
+        noise: largest standard deviation of a view's noise, of pixels in [0, 1].
+        contrast, dense: weights of the second and third task.
+        places: how many of a view's tokens look for their like.
     """
 
     def __init__(
-        self, output: str, lr: float = 2e-3, hidden: float = 0.6, contrast: float = 0.1, temperature: float = 0.2
+        self,
+        output: str,
+        lr: float = 2e-3,
+        hidden: float = 0.5,
+        noise: float = 0.06,
+        contrast: float = 0.3,
+        dense: float = 0.5,
+        places: int = 8,
     ):
         import timm
         from open_clip.loss import ClipLoss
 
         super().__init__()
-        self.output, self.lr, self.hidden, self.contrast = output, lr, hidden, contrast
+        self.output, self.lr, self.hidden, self.noise, self.places = output, lr, hidden, noise, places
+        self.weights = {"pixels": 1.0, "contrast": contrast, "dense": dense}
         network: Any = timm.create_model(ARCHITECTURE, num_classes=0, dynamic_img_size=True, **SIZES)
         with torch.no_grad():
             network.pos_embed[0, 1:] = _places(SIDE // PATCH, WIDTH)
         self.network = network
         self.mask_token = nn.Parameter(torch.zeros(WIDTH))
         self.pixels = nn.Linear(WIDTH, 3 * PATCH**2)
-        self.project = nn.Sequential(nn.Linear(WIDTH, 256), nn.GELU(), nn.Linear(256, 64))
-        self.scale = 1 / temperature
+        self.whole = nn.Sequential(nn.Linear(WIDTH, 256), nn.GELU(), nn.Linear(256, 64))
+        self.part = nn.Sequential(nn.Linear(WIDTH, 192), nn.GELU(), nn.Linear(192, 64))
         self.same_picture: Any = ClipLoss()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        views = [_cropped(batch["pixels"] / 2 + 0.5) for _ in range(2)]
-        pictures = torch.cat(views)
-        share = self.hidden * torch.rand(len(pictures), 1, device=pictures.device)
-        patches = _patches(pictures, PATCH)
-        hidden = torch.rand(patches.shape[:2], device=pictures.device) < share
-        tokens = self._tokens(pictures, hidden)
-        drawn = self.pixels(tokens[:, self.network.num_prefix_tokens :])
-        pixels = mse_loss(drawn[hidden], patches[hidden])
-        first, second = normalize(self.project(tokens[:, 0]), dim=1).chunk(2)
-        contrast = self.same_picture(first, second, self.scale)
-        self.log_dict({"pixels": pixels, "contrast": contrast}, prog_bar=True)
-        return pixels + self.contrast * contrast
+        crisp = _cropped(batch["pixels"] / 2 + 0.5)
+        clean = torch.cat([crisp, _spoilt(crisp)]).repeat(2, 1, 1, 1)  # two views of each
+        sigma = self.noise * torch.rand(len(clean), 1, 1, 1, device=clean.device) ** 2
+        patches = _patches(clean, PATCH)
+        share = self.hidden * torch.rand(len(clean), 1, device=clean.device)
+        hidden = torch.rand(patches.shape[:2], device=clean.device) < share
+        tokens = self._tokens(clean + sigma * torch.randn_like(clean), hidden)
+        parts = tokens[:, self.network.num_prefix_tokens :]
+        places = torch.randint(0, parts.shape[1], (self.places,)).tolist()
+        losses = {
+            "pixels": mse_loss(self.pixels(parts), patches),
+            "contrast": self._find(self.whole(tokens[:, 0]), temperature=0.2),
+            "dense": torch.stack([self._find(self.part(parts[:, place]), 0.1) for place in places]).mean(),
+        }
+        self.log_dict(losses, prog_bar=True)
+        return torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
+
+    def _find(self, views: Tensor, temperature: float) -> Tensor:
+        """How hard the first half of the embeddings `[2N, D]` finds the second, and the other way round."""
+        first, second = normalize(views, dim=1).chunk(2)
+        return self.same_picture(first, second, 1 / temperature)
 
     def _tokens(self, pictures: Tensor, hidden: Tensor) -> Tensor:
         """All tokens after the last block `[B, 1 + N, D]`, `hidden` `[B, N]` patches replaced by the mask token."""
@@ -116,6 +138,18 @@ def _cropped(pictures: Tensor) -> Tensor:
     where[:, 0, 0], where[:, 1, 1], where[:, :, 2] = scale, scale, shift
     grid = nn.functional.affine_grid(where, [count, 3, side, side], align_corners=False)
     return nn.functional.grid_sample(pictures, grid, padding_mode="reflection", align_corners=False)
+
+
+def _spoilt(pictures: Tensor) -> Tensor:
+    """Each picture `[B, 3, H, W]` blurred, blended with another of the batch, or both, by a random amount."""
+    from torchvision.transforms.functional import gaussian_blur
+
+    amount, share, kind = torch.rand(3, len(pictures), 1, 1, 1, device=pictures.device)
+    blurred = torch.where(
+        kind < 0.7, torch.lerp(pictures, gaussian_blur(pictures, [7, 7], [1.5, 1.5]), amount), pictures
+    )
+    blended = torch.lerp(blurred, pictures.roll(1, 0), 0.1 + 0.4 * share)
+    return torch.where(kind < 0.4, blurred, blended)
 
 
 def _patches(pictures: Tensor, patch: int) -> Tensor:

@@ -40,6 +40,18 @@ def test_each_picture_is_changed_by_its_own_draws(pictures: Tensor) -> None:
     torch.testing.assert_close(augment(pictures, draws, "a"), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_some_changes_alone(pictures: Tensor) -> None:
+    """Each is what is left of all where the others do nothing; none leaves the pictures alone."""
+    draws = tiny.draws(B)
+    numbers = draws.uniform("a", 7)
+    for changes, kept in (("colour", (0, 1, 2)), ("translation", (3, 4)), ("cutout", (5, 6))):
+        still = torch.tensor([0.5, 0.5, 0.5, 0.5, 0.5, -1.0, -1.0]).repeat(B, 1)  # nothing changes, the hole is outside
+        still[:, kept] = numbers[:, kept]
+        expected = torch.stack([_reference_augment(p, u) for p, u in zip(pictures, still.tolist(), strict=True)])
+        torch.testing.assert_close(augment(pictures, draws, "a", [changes]), expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(augment(pictures, draws, "a", []), pictures)
+
+
 def test_same_draws_change_any_picture_alike(pictures: Tensor) -> None:
     first, second = (augment(torch.full_like(pictures, value), tiny.draws(B), "a") for value in (0.25, 0.5))
     assert torch.equal(first == 0, second == 0), "moves or holes differ"

@@ -43,7 +43,7 @@ class Game:
 
     def reference_logits(self, pictures: Tensor, purpose: str, cond: Tensor | None) -> list[Tensor]:
         vit: VisionTransformer = self.strategy.vision.network
-        changed = augment(pictures, self.batch.draws, f"{purpose}/augment") if self.strategy.augmented else pictures
+        changed = augment(pictures, self.batch.draws, f"{purpose}/augment") if self.strategy.changes else pictures
         return [h(f, cond) for h, f in zip(self.strategy.critic.heads, vit.tokens(changed), strict=True)]
 
     @property
@@ -52,9 +52,9 @@ class Game:
         return pooled / pooled.square().mean(1, keepdim=True).sqrt()
 
 
-@pytest.mark.parametrize("augmented", [True, False])
-def test_student_and_critic_play_hinge_summed_over_heads(augmented: bool, vit_folder: Path) -> None:
-    game = Game(vit_folder, augmented=augmented, r1=ExactR1(0.0)).settled()
+@pytest.mark.parametrize("augment", [None, []])
+def test_student_and_critic_play_hinge_summed_over_heads(augment: list[str] | None, vit_folder: Path) -> None:
+    game = Game(vit_folder, augment=augment, r1=ExactR1(0.0)).settled()
     real = game.reference_logits(game.batch.pixels, "pixel/critic", game.text)
     fake = game.reference_logits(game.sample.pixels, "pixel/critic", game.text)
     expected = sum(relu(1 - r).mean() + relu(1 + f).mean() for r, f in zip(real, fake, strict=True))
@@ -65,7 +65,7 @@ def test_student_and_critic_play_hinge_summed_over_heads(augmented: bool, vit_fo
 
 
 def test_r1_is_paid_at_the_heads_inputs(vit_folder: Path) -> None:
-    game = Game(vit_folder, r1=ExactR1(0.5, every=2), augmented=False).settled()
+    game = Game(vit_folder, r1=ExactR1(0.5, every=2), augment=[]).settled()
     features = [f.detach().requires_grad_() for f in game.strategy.vision.network.tokens(game.batch.pixels)]
     penalty = torch.zeros(())
     for head, feature in zip(game.strategy.critic.heads, features, strict=True):
@@ -146,3 +146,8 @@ def test_what_cannot_work_is_refused(vit_folder: Path) -> None:
     with pytest.raises(ConfigError, match="at least 2 samples per process, got 1"):
         strategy.check(1)
     PixelAdversarial(norm="group").check(1)
+
+
+def test_unknown_changes_get_a_sentence() -> None:
+    with pytest.raises(ConfigError, match="augment is some of colour, translation, cutout; got blur"):
+        PixelAdversarial(augment=["translation", "blur"])

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torchvision.transforms.functional import gaussian_blur
 
 from distill.adversarial.vision import TINY, VisionTransformer
 from distill.data import shapes
 from distill.data.shapes_data import ShapesDataset
-from distill.tiny.vision import VisionTraining, _cropped, _patches
+from distill.tiny.vision import VisionTraining, _cropped, _patches, _spoilt
 
 
 def _probe(network: VisionTransformer, column: int, count: int = 1500) -> float:
@@ -65,3 +66,28 @@ def test_crops_keep_colour_and_size() -> None:
     ramp: Tensor = torch.linspace(0, 1, 32).expand(4, 3, 32, 32)
     spans = _cropped(ramp).amax((1, 2, 3)) - _cropped(ramp).amin((1, 2, 3))
     assert spans.max() <= 1 and spans.min() >= 0.5
+
+
+def test_spoilt_copies_are_other_pictures_of_the_same_size() -> None:
+    torch.manual_seed(0)
+    pictures = torch.rand(64, 3, 32, 32)
+    spoilt = _spoilt(pictures)
+    assert spoilt.shape == pictures.shape and spoilt.min() >= 0 and spoilt.max() <= 1
+    assert (spoilt - pictures).flatten(1).norm(dim=1).min() > 0
+    flat = torch.full((8, 3, 32, 32), 0.5)
+    torch.testing.assert_close(_spoilt(flat), flat)  # nothing to blur, and blended with its like
+
+
+def test_tokens_tell_blur_better_than_noise() -> None:
+    """Of the same pictures, against how far tokens of different pictures lie apart."""
+    pictures = ShapesDataset(64, seed=9).__getitems__(list(range(64)))["pixels"]
+    generator = torch.Generator().manual_seed(0)
+    blurred = gaussian_blur(pictures, [5, 5], [1.0, 1.0])
+    size = (blurred - pictures).square().mean().sqrt()
+    noised = pictures + size * torch.randn(pictures.shape, generator=generator)
+    network = VisionTransformer(TINY)
+    with torch.no_grad():
+        clean, blurry, noisy = (network.tokens(some) for some in (pictures, blurred, noised))
+    for depth in (2, 3, 4):
+        by_blur, by_noise = ((some[depth] - clean[depth]).square().mean().sqrt() for some in (blurry, noisy))
+        assert by_blur > 1.2 * by_noise, f"depth {depth}: {by_blur:.3f} by blur, {by_noise:.3f} by noise"
