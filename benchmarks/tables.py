@@ -89,8 +89,11 @@ def comparison(title: str) -> Section:
         values = result["values"]
         lines = [f"## {title}\n", origin(result)]
         if values["rows"]:
-            lines += [f"{values['rows'][0]['samples']} images a row. A cell is the mean over seeds, with the lowest and the "
-                      "highest; of a single run with the interval of its images.\n", report.markdown(values["table"])]  # fmt: skip
+            lines.append(
+                f"{values['rows'][0]['samples']} images a row. A cell is the mean over seeds, with the lowest and the "
+                "highest; of a single run with the interval of its images.\n"
+            )
+            lines.append(report.markdown(values["table"]))
         if values["claims"]:
             lines += [claims.markdown(values["claims"])]
         return "\n".join(lines)

@@ -65,7 +65,7 @@ def sample(
         pipeline: shipped pipeline, folder or hub id.
         output: folder for 00000.png, ..., grid.png and prompts.txt.
         prompt: one or more prompts.
-        prompts: a text file with one prompt per line.
+        prompts: a text file with one prompt per line, or another set: see `distill.data.prompts`.
         steps: of the sampler; what the pipeline's folder says if not given.
         guidance: classifier-free guidance; what the folder says if not given.
         solver: a diffusers scheduler in place of the pipeline's own.
@@ -77,7 +77,7 @@ def sample(
     """
     from pathlib import Path
 
-    from distill.data.generate import read_prompts
+    from distill.data.prompts import read_prompts
     from distill.errors import ConfigError
     from distill.inference import grid, open_painter, save_png
 
@@ -128,7 +128,7 @@ def evaluate(
         output: a JSON file to write the values to as well.
         device: auto, cpu, cuda, ...
     """
-    from distill.data.generate import read_prompts
+    from distill.data.prompts import read_prompts
     from distill.errors import ConfigError
     from distill.evaluation.evaluate import evaluate_on_images, evaluate_on_shapes
     from distill.files import save_json
@@ -203,7 +203,7 @@ def calibrate(
         teacher: shipped pipeline, folder or hub id.
         output: the JSON file that `distill collaborate` reads.
         judge: small-shapes, shapes, clip:ARCHITECTURE:WEIGHTS, image-reward:NAME or preference:MODEL.
-        prompts: a text file with one prompt per line; captions of drawn images if not given.
+        prompts: a file of prompts or a set's name, see `distill.data.prompts`; captions of drawn images if not given.
         count: how many captions of drawn images.
         student_steps, student_guidance: of the student's sampler; what its folder says if not given.
         teacher_guidance: what the teacher's folder says if not given.
@@ -275,7 +275,7 @@ def collaborate(
         judge: as in `distill calibrate`.
         calibration: the file `distill calibrate` wrote.
         prompt: one or more prompts.
-        prompts: a text file with one prompt per line.
+        prompts: a text file with one prompt per line, or another set: see `distill.data.prompts`.
         budget: average steps per image; or give a threshold.
         threshold: images that score below it are improved.
         mode: refine or regenerate.
@@ -291,7 +291,7 @@ def collaborate(
     """
     from distill.collaboration.commands import collaborate as collaborating
     from distill.collaboration.commands import open_pair
-    from distill.data.generate import read_prompts
+    from distill.data.prompts import read_prompts
     from distill.errors import ConfigError
 
     lines = [*(prompt or []), *(read_prompts(prompts) if prompts else [])]
@@ -332,7 +332,7 @@ def analyse(
         judge: whose scores decide, as in `distill calibrate`.
         votes: another judge, in the place of people's votes.
         distance: tiny-lpips for drawn shapes; vgg, alex or squeeze for LPIPS with weights from the hub.
-        prompts: a text file with one prompt per line; captions of drawn images if not given.
+        prompts: a file of prompts or a set's name, see `distill.data.prompts`; captions of drawn images if not given.
         count: how many captions of drawn images.
         student_steps, student_guidance, teacher_guidance, solver: as in `distill calibrate`.
         teacher_steps: of the teacher's images.

@@ -14,7 +14,7 @@ from distill.collaboration.calibration import Calibration
 from distill.collaboration.judges import open_judge
 from distill.collaboration.pipeline import KEPT, AdaptiveOutput, AdaptivePipeline
 from distill.data import shapes
-from distill.data.generate import read_prompts
+from distill.data.prompts import read_prompts
 from distill.errors import ConfigError
 from distill.files import written_whole
 from distill.inference import grid, open_painter, open_student_painter, pick_device, save_png

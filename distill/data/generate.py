@@ -7,6 +7,7 @@ that of an unbroken run. A larger count adds to a folder.
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from distill.backbones.base import Backbone, TextEncoder
 from distill.batch import Cond, Draws
 from distill.data import shapes
 from distill.data.loading import batches
+from distill.data.prompts import read_prompts
 from distill.data.shapes_data import ShapesDataset
 from distill.data.shards import MANIFEST, shard_name, write_shard
 from distill.diffusion.process import RectifiedFlow
@@ -209,10 +211,10 @@ class TeacherLatents(Maker):
             "dtype": str(backbone.dtype),
             **asdict(generation),
         }
-        if generation.prompts != SHAPES:
-            settings["prompts_checksum"] = checksum(_existing(generation.prompts))
-        super().__init__(folder, settings, generation.count, generation.shard_size, generation.batch_size)
         self.lines = None if generation.prompts == SHAPES else read_prompts(generation.prompts)
+        if self.lines is not None:
+            settings["prompts_checksum"] = hashlib.sha256("\n".join(self.lines).encode()).hexdigest()
+        super().__init__(folder, settings, generation.count, generation.shard_size, generation.batch_size)
 
     def make(self, indices: list[int], device: torch.device) -> Made:
         prompts = self._prompts(indices)
@@ -309,24 +311,6 @@ class EncodedShapes(Maker):
         batch = self.images.__getitems__(indices)
         with torch.no_grad():
             return {"x0": self.autoencoder.to(device).encode(batch["pixels"].to(device))}, batch["prompts"]
-
-
-def read_prompts(path: str | Path) -> list[str]:
-    """The non-empty lines of a text file.
-
-    Raises:
-        ConfigError: no such file, or one without prompts.
-    """
-    lines = [line.strip() for line in _existing(path).read_text().splitlines() if line.strip()]
-    if not lines:
-        raise ConfigError(f"the file '{path}' holds no prompts; write one per line")
-    return lines
-
-
-def _existing(path: str | Path) -> Path:
-    if not Path(path).is_file():
-        raise ConfigError(f"there is no file of prompts at '{path}'; give a text file with one prompt per line")
-    return Path(path)
 
 
 def make_here(maker: Maker, title: str) -> None:

@@ -19,7 +19,6 @@ from distill.data.generate import (
     TeacherLatents,
     TeacherPairs,
     make_here,
-    read_prompts,
 )
 from distill.data.latents import PairsData
 from distill.data.shards import LatentsDataset
@@ -191,12 +190,3 @@ def test_progress_is_told_in_samples(sd_folder: Path, tmp_path: Path) -> None:
     assert told == [4]
     pairs(sd_folder, tmp_path).write(0, torch.device("cpu"), told.append)
     assert told == [4, 4, 4]
-
-
-def test_prompts_file(tmp_path: Path) -> None:
-    (tmp_path / "p.txt").write_text("one\n\n two \n")
-    assert read_prompts(tmp_path / "p.txt") == ["one", "two"]
-    (tmp_path / "empty.txt").write_text("\n")
-    for path, words in ((tmp_path / "empty.txt", "no prompts"), (tmp_path / "none.txt", "no file of prompts")):
-        with pytest.raises(ConfigError, match=words):
-            read_prompts(path)

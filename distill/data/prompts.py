@@ -1,0 +1,90 @@
+"""Prompt sets: text files, caption files, tables, data sets of the hub, and LADD's list."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from distill.errors import ConfigError
+from distill.files import ASSETS, read_json
+
+LADD = "ladd-128"  # PartiPrompts without Basic, every fourth: arXiv 2403.12015, appendix A.1
+COLUMNS = ("prompt", "prompts", "caption", "captions", "text")
+HUB = "hub:"
+
+
+def read_prompts(source: str | Path) -> list[str]:
+    """The prompts of a set, in its order.
+
+    Args:
+        source: a text file with one prompt per line; a `.json` of COCO's captions (the first caption of each image, by
+            image id); a `.csv` or `.tsv` with a column named prompt, caption or text, as PartiPrompts and DrawBench are
+            handed out; `ladd-128`; or `hub:NAME` for the `train` split of a data set that `datasets.load_dataset`
+            finds, on the hub or in a folder, such as `hub:nateraw/parti-prompts`.
+
+    Raises:
+        ConfigError: no such set, or one without prompts.
+    """
+    name = str(source)
+    if name.startswith(HUB):
+        prompts = _hub(name.removeprefix(HUB))
+    else:
+        path = ASSETS / "ladd_prompts.txt" if name == LADD else Path(source)
+        if not path.is_file():
+            raise ConfigError(
+                f"there is no file of prompts at '{name}'; give a text file with one prompt per line, COCO's captions "
+                f"(.json), a table (.csv, .tsv), {LADD}, or {HUB}NAME"
+            )
+        prompts = READERS.get(path.suffix.lower(), _lines)(path)
+    prompts = [" ".join(prompt.split()) for prompt in prompts if prompt and prompt.strip()]
+    if not prompts:
+        raise ConfigError(f"'{name}' holds no prompts")
+    return prompts
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines()
+
+
+def _coco(path: Path) -> list[str]:
+    try:
+        first: dict[int, tuple[int, str]] = {}
+        for row in read_json(path)["annotations"]:
+            image, caption = row["image_id"], (row["id"], row["caption"])
+            first[image] = min(first.get(image, caption), caption)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"'{path}' is no file of COCO captions: 'annotations' with image_id, id, caption") from error
+    return [first[image][1] for image in sorted(first)]
+
+
+def _table(path: Path) -> list[str]:
+    with path.open(newline="") as file:
+        rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        column = _column(list(rows.fieldnames or []), str(path))
+        return [row[column] for row in rows]
+
+
+def _hub(name: str) -> list[str]:
+    import datasets
+
+    try:
+        rows: Any = datasets.load_dataset(name, split="train")
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"the data set '{name}' cannot be opened ({reason}); give a name of the hub or a folder"
+        ) from error
+    return list(rows[_column(rows.column_names, name)])
+
+
+def _column(names: list[str], where: str) -> str:
+    for wanted in COLUMNS:
+        for name in names:
+            if name.lower() == wanted:
+                return name
+    raise ConfigError(f"'{where}' has the columns {', '.join(names) or 'none'}; one must be named {', '.join(COLUMNS)}")
+
+
+READERS: dict[str, Callable[[Path], list[str]]] = {".json": _coco, ".csv": _table, ".tsv": _table}
