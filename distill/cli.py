@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -357,7 +358,7 @@ def analyse(
     )  # fmt: skip
     other = open_judge(votes, pick_device(device))
     rows = analysis.analyse(pair, asked, other, distance_of(distance, device), teacher_steps, seed, batch_size)
-    command = " ".join(["distill", *sys.argv[1:]])
+    command = shlex.join(["distill", *sys.argv[1:]])
     print(json.dumps(analysis.save(rows, asked, output, command, seed), indent=2))
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -68,6 +70,33 @@ def checksum(path: str | Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Lock:
+    """A file that one process at a time holds, as a context; let go when the process ends, however it ends.
+
+    A child that is given `descriptor` holds it too: a training goes on to be locked when what began it is killed.
+
+    Args:
+        path: of the file, which stays.
+        wait: for who holds it; otherwise `mine` tells whether it was free.
+    """
+
+    def __init__(self, path: Path, wait: bool = False):
+        self.path, self.wait, self.mine, self.descriptor = path, wait, False, -1
+
+    def __enter__(self) -> Lock:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | (0 if self.wait else fcntl.LOCK_NB))
+            self.mine = True
+        except BlockingIOError:
+            self.mine = False
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        os.close(self.descriptor)
 
 
 def remove(path: Path) -> None:

@@ -22,8 +22,12 @@ def stamped(values: Any, seeds: list[int], command: str) -> dict[str, Any]:
         seeds: of every run behind them.
         command: that made them, as it is typed.
     """
-    today = datetime.date.today().isoformat()
-    return {"command": command, "machine": machine(), "date": today, "seeds": seeds, "values": values}
+    return {"command": command, "machine": machine(), "date": today(), "seeds": seeds, "values": values}
+
+
+def today() -> str:
+    """The date, as 2026-01-31."""
+    return datetime.date.today().isoformat()
 
 
 def machine() -> dict[str, Any]:

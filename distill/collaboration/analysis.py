@@ -126,11 +126,13 @@ def agreement(found: dict[str, Tensor]) -> dict[str, Any]:
         k: float(((found["student"] < torch.quantile(found["student"], k / 100)) == teacher_better).float().mean())
         for k in range(10, 100, 10)
     }
+    best = max(alone.values())
     return {
         "full_reference": float(full.float().mean()),
         "percentile": alone,
         "best": max(alone, key=alone.__getitem__),
-        "threshold": max(alone.values()),
+        "threshold": best,
+        "lost": float(full.float().mean()) - best,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -17,6 +18,29 @@ STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # 
 
 
 @dataclass(frozen=True)
+class Source:
+    """A value in a result file.
+
+    Attributes:
+        file: as `benchmarks/results` has them.
+        value: path of its keys, with `/` between; with `{seed}` in it there is one value for each of the file's seeds.
+        low, high: paths of the bounds of a single value.
+
+    Raises:
+        ConfigError: one bound alone.
+    """
+
+    file: str
+    value: str
+    low: str | None = None
+    high: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.low is None) != (self.high is None):
+            raise ConfigError(f"a value of {self.file} has both bounds, low and high, or none")
+
+
+@dataclass(frozen=True)
 class Claim:
     """One ordering.
 
@@ -26,39 +50,43 @@ class Claim:
         order: names between `<`, `>` and `~` (alike), such as `LADD@1 > consistency@1`: an entry and its steps. A
             number stands for itself.
         metric: of the entries.
-        values: names in `order` that are read from a result file: `{file: ..., value: path/of/keys}`. With `{seed}` in
-            the path it is one value for each of the file's seeds. Of a single value `low` and `high` are the paths of
-            its bounds.
+        values: names in `order` that are read from a result file.
         within: largest difference of what is alike.
         note: what was found out about it.
 
     Raises:
-        ConfigError: an order that names nothing, mixes directions, or has no bound for what is alike.
+        ConfigError: an order without two different names, that goes up and down, or without a bound for what is alike.
     """
 
     claim: str
     source: str
     order: str
     metric: str | None = None
-    values: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, Source] = field(default_factory=dict)
     within: float | None = None
     note: str = ""
 
     def __post_init__(self) -> None:
-        if len(self.names) < 2 or not all(self.names):
-            raise ConfigError(f"the claim '{self.claim}' needs an order such as 'a@1 < b@1'; got '{self.order}'")
+        if len(self.names) < 2 or not all(self.names) or len(set(self.names)) < len(self.names) or "=" in self.order:
+            raise ConfigError(
+                f"the claim '{self.claim}' needs an order of different names, such as 'a@1 < b@1'; got '{self.order}'"
+            )
         if {"<", ">"} <= set(self.signs):
             raise ConfigError(f"the claim '{self.claim}' goes up and down: '{self.order}'; use one of < and >")
         if "~" in self.signs and self.within is None:
             raise ConfigError(f"the claim '{self.claim}' says ~ (alike); give within, the largest difference")
-        entries = [name for name in self.names if name not in self.values and _number(name) is None]
-        if self.metric is None and entries:
+        if self.metric is None and self.entries:
             raise ConfigError(f"the claim '{self.claim}' names entries; give the metric they are compared by")
 
     @property
     def names(self) -> list[str]:
         """What is ordered, from left to right."""
         return [name.strip() for name in re.split(r" [<>~] ", self.order)]
+
+    @property
+    def entries(self) -> list[str]:
+        """The names that are entries and their steps."""
+        return [name for name in self.names if name not in self.values and _number(name) is None]
 
     @property
     def signs(self) -> list[str]:
@@ -72,35 +100,61 @@ class Estimate:
 
     Attributes:
         runs: one value for each seed.
-        own: half-width of the 95 % interval of a single run, such as a bootstrap's; None where there is none.
+        bounds: of the 95 % interval of a single run, such as a bootstrap's; None where there is none.
     """
 
-    runs: list[float]
-    own: float | None = None
+    runs: dict[int, float]
+    bounds: tuple[float, float] | None = None
 
     @property
     def value(self) -> float:
         """The mean."""
-        return mean(self.runs)
+        return mean(self.runs.values())
 
     @property
-    def half_width(self) -> float | None:
-        """Of the 95 % interval over seeds (Student's t); of one seed its own; None where nothing says how sure."""
+    def interval(self) -> tuple[float, float] | None:
+        """Of the mean over seeds (Student's t); of one seed its own; None where nothing says how sure it is."""
         count = len(self.runs)
-        return _student_t(count) * stdev(self.runs) / count**0.5 if count > 1 else self.own
+        if count == 1:
+            return self.bounds
+        half = _student_t(count) * stdev(self.runs.values()) / count**0.5
+        return self.value - half, self.value + half
 
-    def above(self, other: Estimate) -> tuple[float, float | None]:
-        """How much larger it is, and the half-width of that.
+    def above(self, other: Estimate) -> Estimate:
+        """How much larger it is.
 
-        Seeds are paired where both have as many: they share data, prompts and noise. Otherwise half-widths add as the
-        root of their squares.
+        Seeds that both have are paired: they share data, prompts and noise. Where there are not two of them, the
+        distances from value to bound add as the root of their squares.
         """
-        if len(self.runs) == len(other.runs) > 1:
-            apart = Estimate([a - b for a, b in zip(self.runs, other.runs, strict=True)])
-            return apart.value, apart.half_width
-        unsure = [self.half_width, other.half_width]
-        known = [one for one in unsure if one is not None]
-        return self.value - other.value, sum(one**2 for one in known) ** 0.5 if len(known) == 2 else None
+        both = sorted(set(self.runs) & set(other.runs))
+        if len(both) > 1:
+            return Estimate({seed: self.runs[seed] - other.runs[seed] for seed in both})
+        difference, mine, others = self.value - other.value, self.interval, other.interval
+        if mine is None or others is None:
+            return Estimate({0: difference})
+        down = math.hypot(self.value - mine[0], others[1] - other.value)
+        up = math.hypot(mine[1] - self.value, other.value - others[0])
+        return Estimate({0: difference}, (difference - down, difference + up))
+
+
+def check(claims: list[Claim], rows: list[str], metrics: tuple[str, ...]) -> None:
+    """Refuses claims that could never be judged, before anything is measured for them.
+
+    Args:
+        claims: of a list.
+        rows: its entries with their steps, as `name@steps`.
+        metrics: that rows have.
+
+    Raises:
+        ConfigError: a name or a metric that is not there.
+    """
+    for claim in claims:
+        if unknown := [name for name in claim.entries if name not in rows]:
+            raise ConfigError(
+                f"the claim '{claim.claim}' names {', '.join(unknown)}; the list has {', '.join(rows) or 'no entries'}"
+            )
+        if claim.entries and claim.metric not in metrics:
+            raise ConfigError(f"the claim '{claim.claim}' asks for '{claim.metric}'; rows have {', '.join(metrics)}")
 
 
 def judge(claim: Claim, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -116,7 +170,7 @@ def judge(claim: Claim, rows: list[dict[str, Any]]) -> dict[str, Any]:
     ]
     verdict = FAILS if FAILS in verdicts else UNDECIDED if UNDECIDED in verdicts else HOLDS
     values = {
-        name: None if one is None else {"value": one.value, "half_width": one.half_width, "runs": one.runs}
+        name: None if one is None else {"value": one.value, "interval": one.interval, "runs": list(one.runs.values())}
         for name, one in found.items()
     }
     return {"claim": claim.claim, "source": claim.source, "metric": claim.metric, "order": claim.order,
@@ -141,41 +195,35 @@ def markdown(judged: list[dict[str, Any]]) -> str:
 def _shown(value: dict[str, Any] | None) -> str:
     if value is None:
         return "(not measured)"
-    half = "" if value["half_width"] is None else f" ± {value['half_width']:.2g}"
-    return f"{value['value']:.4g}{half}"
+    bounds = "" if value["interval"] is None else " ({:.4g} to {:.4g})".format(*value["interval"])
+    return f"{value['value']:.4g}{bounds}"
 
 
 def _pair(first: Estimate | None, sign: str, second: Estimate | None, within: float | None) -> str:
     if first is None or second is None:
         return UNDECIDED
-    difference, unsure = second.above(first)
-    if unsure is None:
+    interval = second.above(first).interval
+    if interval is None:
         return UNDECIDED
+    low, high = interval if sign != ">" else (-interval[1], -interval[0])
     if sign == "~":
         assert within is not None
-        if abs(difference) + unsure <= within:
-            return HOLDS
-        return FAILS if abs(difference) - unsure > within else UNDECIDED
-    difference = difference if sign == "<" else -difference
-    return HOLDS if difference > unsure else FAILS if difference < -unsure else UNDECIDED
+        return HOLDS if -within <= low and high <= within else FAILS if low > within or high < -within else UNDECIDED
+    return HOLDS if low > 0 else FAILS if high < 0 else UNDECIDED
 
 
 def _estimate(name: str, claim: Claim, rows: list[dict[str, Any]]) -> Estimate | None:
     if name in claim.values:
         return _from_file(claim.values[name], claim)
     if (number := _number(name)) is not None:
-        return Estimate([number], 0.0)
+        return Estimate({0: number}, (number, number))
     entry, _, steps = name.rpartition("@")
     some = [row for row in rows if row["name"] == entry.strip() and str(row["steps"]) == steps.strip()]
     if not some:
         return None
     metric = str(claim.metric)
-    if metric not in some[0]:
-        raise ConfigError(f"the claim '{claim.claim}' asks for '{metric}'; rows have {', '.join(_numbers(some[0]))}")
-    if len(some) == 1 and f"{metric}_interval" in some[0]:
-        low, high = some[0][f"{metric}_interval"]
-        return Estimate([some[0][metric]], (high - low) / 2)
-    return Estimate([row[metric] for row in some])
+    runs = {row["train_seed"] or 0: float(row[metric]) for row in some}
+    return Estimate(runs, tuple(some[0][f"{metric}_interval"]) if f"{metric}_interval" in some[0] else None)
 
 
 def _number(name: str) -> float | None:
@@ -185,29 +233,25 @@ def _number(name: str) -> float | None:
         return None
 
 
-def _numbers(row: dict[str, Any]) -> list[str]:
-    return [name for name, value in row.items() if isinstance(value, float)]
-
-
 def _student_t(count: int) -> float:
     return STUDENT_T[min(count - 1, len(STUDENT_T)) - 1]
 
 
-def _from_file(where: dict[str, Any], claim: Claim) -> Estimate | None:
+def _from_file(source: Source, claim: Claim) -> Estimate | None:
     """What a result file says; None if the file is not there."""
-    if not Path(where["file"]).is_file():
+    if not Path(source.file).is_file():
         return None
-    kept = read_json(where["file"])
+    kept = read_json(source.file)
 
     def look(path: str) -> float:
         value = kept
         for key in path.split("/"):
-            if not isinstance(value, dict) or key not in value:
-                raise ConfigError(f"the claim '{claim.claim}': there is no '{path}' in {where['file']}")
-            value = value[key]
+            value = value.get(key) if isinstance(value, dict) else None
+        if not isinstance(value, int | float):
+            raise ConfigError(f"the claim '{claim.claim}': there is no number at '{path}' in {source.file}")
         return float(value)
 
-    if "{seed}" in where["value"]:
-        return Estimate([look(where["value"].replace("{seed}", str(seed))) for seed in kept["seeds"]])
-    own = (look(where["high"]) - look(where["low"])) / 2 if "low" in where else None
-    return Estimate([look(where["value"])], own)
+    if "{seed}" in source.value:
+        return Estimate({seed: look(source.value.replace("{seed}", str(seed))) for seed in kept.get("seeds", [])})
+    bounds = (look(source.low), look(source.high)) if source.low and source.high else None
+    return Estimate({0: look(source.value)}, bounds)

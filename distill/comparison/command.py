@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
 from distill.comparison import compare as comparing
 from distill.comparison import report
-from distill.comparison.claims import Claim, judge, markdown
-from distill.comparison.compare import Entry
+from distill.comparison.claims import Claim, check, judge, markdown
+from distill.comparison.rows import NOTHING, Comparison, Entry, rows_of
 from distill.data import shapes
+from distill.errors import ConfigError
 from distill.evaluation.evaluate import HELD_OUT
 from distill.files import save_json
 from distill.provenance import stamped
@@ -42,10 +44,14 @@ def compare(
         claims: orderings that are judged by what was measured, see `distill.comparison.claims.Claim`.
         missing: `measure` rows that are not there, or `skip` them.
     """
-    rows, table = [], []
-    command = " ".join(["distill", *sys.argv[1:]])
-    if entries or not claims:
-        rows = comparing.compare(comparing.Comparison(entries, output, samples, seeds, seed, batch_size, runs, missing))
+    command, rows, table = shlex.join(["distill", *sys.argv[1:]]), [], []
+    comparison = Comparison(entries, output, samples, seeds, seed, batch_size, runs, missing) if entries else None
+    names = [f"{row.entry.name}@{row.steps}" for row in rows_of(comparison)] if comparison else []
+    check(claims, names, comparing.METRICS)
+    if comparison is not None:
+        rows = comparing.compare(comparison)
+    if not rows and not claims:
+        raise ConfigError("no row of the list has been measured yet" if entries else NOTHING)
     judged = [judge(claim, rows) for claim in claims]
     if rows:
         prompts = shapes.captions(HELD_OUT, range(comparing.SHOWN))

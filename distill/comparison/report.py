@@ -15,7 +15,7 @@ from distill.files import written_whole
 
 COLUMNS = ("fid_shapes", "alignment", "kid", "precision", "recall", "seconds_per_image", "training_minutes")
 TITLES = {"fid_shapes": "FID (shapes judge)", "alignment": "alignment", "seconds_per_image": "seconds per image",
-          "training_minutes": "minutes of training"}  # fmt: skip
+          "training_minutes": "device minutes of training"}  # fmt: skip
 
 
 def write(

@@ -48,7 +48,7 @@ class DistillCLI(LightningCLI):
             save_config_callback=SaveConfigCallback,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"parser_mode": "omegaconf+"},
-            trainer_defaults={"use_distributed_sampler": False, "callbacks": [TrainingCost()]},
+            trainer_defaults={"use_distributed_sampler": False},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             parser_class=RecipeParser,
@@ -74,6 +74,12 @@ class DistillCLI(LightningCLI):
             super().instantiate_classes()
         except (ValueError, MisconfigurationException) as error:
             raise ConfigError(str(_refusal(error))) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """With the costs counted first, so that no other callback's time is among them."""
+        trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks.insert(0, TrainingCost())  # type: ignore[attr-defined]
+        return trainer
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What every run shows and keeps, each a section of the recipe beside `model`, `data` and `trainer`."""

@@ -23,8 +23,8 @@ class TrainingCost(L.Callback):
 
     An evaluation is one sample through one network: a guided teacher costs two, a critic that reads real and fake two;
     `target` is the student's moving average that consistency distillation asks. Only what leads to the weights at hand
-    is counted: a run that was killed and goes on from a checkpoint forgets what came after it. Sampling and validation
-    on the way are left out.
+    is counted: a run that was killed and goes on from a checkpoint forgets what came after it. Time is that of training
+    steps; waiting for data, sampling and validation on the way are left out. Peak memory is that of the whole process.
     """
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class TrainingCost(L.Callback):
         self.images += len(batch["prompts"])
         self.peak = max(self.peak, peak_memory())
 
-    def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
         if trainer.is_global_zero and isinstance(module, DistillModule):
             save_json(self.summary(trainer.world_size), Path(trainer.default_root_dir) / "cost.json")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import re
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -14,14 +16,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from filelock import FileLock
 
 from distill.cli import main
-from distill.comparison.claims import Claim, judge
-from distill.comparison.compare import Comparison, Entry, Reference, Row, _trained, _values, compare, rows_of
+from distill.comparison.claims import Claim, Source, check, judge
+from distill.comparison.compare import METRICS, Reference, _cost, _trained, _values, compare
 from distill.comparison.report import summary
+from distill.comparison.rows import Comparison, Entry, rows_of, weights
 from distill.errors import ConfigError
-from distill.files import save_json
+from distill.files import Lock, save_json
 from tests.runs import ROOT, distill
 
 
@@ -38,10 +40,49 @@ def test_rows_are_an_entry_at_each_number_of_steps_and_each_training_seed(tmp_pa
     assert rows == [("teacher", 1, None), ("teacher", 4, None), ("ours", 1, 0), ("ours", 1, 1)]
 
 
+def test_other_weights_under_a_name_are_another_row(tmp_path: Path) -> None:
+    assert set(weights({"a": [{"vision": "tiny-vit"}, 3, None], "b": "tiny-latent-lpips", "c": "adam"})) == {
+        "tiny-vit",
+        "tiny-latent-lpips",
+    }
+    folder = tmp_path / "pipeline"
+    folder.mkdir()
+    (folder / "weights").write_text("one")
+    files = []
+    for text in ("one", "other", "other"):
+        if (folder / "weights").read_text() != text:
+            (folder / "weights").write_text(text)
+        listed = Comparison([Entry("a", pipeline=str(folder), steps=[1])], "report", runs=str(tmp_path))
+        files += [row.file(listed) for row in rows_of(listed)]
+    assert files[0] != files[1] == files[2]
+
+
+def test_a_run_has_a_lock_of_its_own(tmp_path: Path) -> None:
+    recipe = tmp_path / "ladd.v2.yaml"
+    recipe.write_text("a: 1")
+    listed = Comparison([Entry("a", recipe=str(recipe), steps=[1, 2])], "report", seeds=[0, 1], runs=str(tmp_path))
+    assert len({row.lock(listed) for row in rows_of(listed)}) == 2
+
+
+def test_a_lock_lives_as_long_as_the_child_it_was_given_to(tmp_path: Path) -> None:
+    """As that of a training whose comparison was killed."""
+    path = tmp_path / "lock"
+    with Lock(path) as lock:
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[lock.descriptor])
+    with Lock(path) as again:
+        assert not again.mine
+    child.communicate(b"\n")
+    with Lock(path) as again:
+        assert again.mine
+
+
 def test_another_setting_is_another_row(tmp_path: Path) -> None:
     files = {row.file(comparison(tmp_path)) for row in rows_of(comparison(tmp_path))}
-    renamed = Row(Entry("another name", pipeline="tiny-sd3", steps=[1]), 1, None)
-    assert renamed.file(comparison(tmp_path)) in files, "and another name is not"
+    entries = [Entry("another name", pipeline="tiny-sd3", steps=[1])]
+    (renamed,) = rows_of(Comparison(entries, "another report", samples=100, runs=str(tmp_path)))
+    assert renamed.file(Comparison(entries, "another report", samples=100, runs=str(tmp_path))) in files
+    batches = {row.file(comparison(tmp_path, batch_size=8)) for row in rows_of(comparison(tmp_path, batch_size=8))}
+    assert not files & batches, "samplers that draw noise on the way take it per batch"
     more = {row.file(comparison(tmp_path, samples=200)) for row in rows_of(comparison(tmp_path, samples=200))}
     again = {row.file(comparison(tmp_path)) for row in rows_of(comparison(tmp_path))}
     assert len(files) == 4 and not files & more and files == again
@@ -76,11 +117,20 @@ def test_a_second_stage_begins_at_the_first_ones_student(tmp_path: Path, monkeyp
         row.run(listed).mkdir(parents=True, exist_ok=True)
     one, two, three = rows_of(listed)
     assert two.run(listed) != three.run(listed) and two.file(listed) != three.file(listed)
-    _trained(two, listed)
-    assert len(calls) == 2, "the first stage is trained for the second"
-    _trained(one, listed)
+    with Lock(two.lock(listed)) as lock:
+        _trained(two, listed, lock)
+        assert len(calls) == 2, "the first stage is trained for the second"
+    with Lock(one.lock(listed)) as lock:
+        _trained(one, listed, lock)
     assert len(calls) == 2, "and not again"
     assert f"--model.student_init {one.run(listed)}/checkpoints/last.ckpt" in calls[1]
+    spent = {"images": 8, "wall_seconds": 2.5, "device_seconds": 2.5, "evaluations": {"student": 8}, "peak_GiB": 1.0}
+    for row, share in ((one, 1), (two, 3)):
+        evaluations = {"student": 8 * share}
+        save_json({**spent, "images": 8 * share, "evaluations": evaluations}, row.run(listed) / "cost.json")
+    both = _cost(two, listed)
+    assert (both["images"], both["wall_seconds"], both["evaluations"]["student"]) == (32, 5.0, 32)
+    assert _cost(one, listed)["images"] == 8
     with pytest.raises(ConfigError, match="'second' is after 'first', and no entry above it has that name"):
         Comparison([second, first], "report")
     with pytest.raises(ConfigError, match="'x' is after 'teacher'; both need a recipe"):
@@ -107,6 +157,12 @@ def test_bad_lists_get_a_sentence(tmp_path: Path) -> None:
         Comparison([entry, entry], str(tmp_path))
     with pytest.raises(ConfigError, match="there is nothing to compare"):
         Comparison([], str(tmp_path))
+    with pytest.raises(ConfigError, match="needs seeds of training"):
+        Comparison([entry], str(tmp_path), seeds=[])
+    (tmp_path / "broken.yaml").write_text("a: [")
+    broken = Comparison([Entry("a", recipe=str(tmp_path / "broken.yaml"), steps=[1])], str(tmp_path))
+    with pytest.raises(ConfigError, match="the recipe '.*broken.yaml' of the entry 'a' is no YAML"):
+        compare(broken)
     with pytest.raises(ConfigError, match="less than 100 images say nothing; got samples=10"):
         Comparison([entry], str(tmp_path), samples=10)
 
@@ -174,14 +230,14 @@ def test_what_another_process_works_on_is_waited_for(tmp_path: Path, monkeypatch
     monkeypatch.setattr("distill.comparison.compare._open", lambda *_: pytest.fail("the other process does it"))
     listed = Comparison([Entry("teacher", pipeline="tiny-sd3", steps=[1])], "report", samples=100, runs=str(tmp_path))
     (row,) = rows_of(listed)
-    lock = FileLock(row.lock(listed))
-    row.lock(listed).parent.mkdir(parents=True)
+    lock = Lock(row.lock(listed))
     answers: list[Any] = []
     with lock:
         waiting = threading.Thread(target=lambda: answers.append(compare(listed)))
         waiting.start()
         time.sleep(0.3)
         assert waiting.is_alive() and not answers
+        assert lock.mine
         save_json({"name": "teacher", "steps": 1}, row.file(listed))
     waiting.join(timeout=10)
     assert [found["name"] for found in answers[0]] == ["teacher"]
@@ -198,6 +254,26 @@ def test_a_training_that_fails_is_named(tmp_path: Path, capsys: pytest.CaptureFi
     assert not list((tmp_path / "runs" / "rows").rglob("*.json"))
 
 
+def test_claims_are_looked_at_before_anything_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    entry = {"name": "a", "recipe": str(ROOT / "recipes/tiny_consistency.yaml"), "steps": [1]}
+    config = {"entries": [entry], "output": str(tmp_path / "out"), "runs": str(tmp_path / "runs")}
+    for order, metric, sentence in (
+        ("a@1 < b@1", "alignment", "names b@1; the list has a@1"),
+        ("a@1 < 3", "beauty", "asks for 'beauty'; rows have fid_shapes"),
+    ):
+        claims = [{"claim": "c", "source": "s", "metric": metric, "order": order}]
+        save_json({**config, "claims": claims}, tmp_path / "list.yaml")
+        with pytest.raises(SystemExit) as stopped:
+            main(["compare", "--config", str(tmp_path / "list.yaml")])
+        assert stopped.value.code == 2 and sentence in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+    save_json({**config, "missing": "skip"}, tmp_path / "list.yaml")
+    with pytest.raises(SystemExit) as stopped:
+        main(["compare", "--config", str(tmp_path / "list.yaml")])
+    assert stopped.value.code == 2 and "no row of the list has been measured yet" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
 def test_the_list_of_the_docs_page_is_one_that_fit_accepts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     page = (ROOT / "docs" / "comparing.md").read_text()
@@ -212,6 +288,11 @@ def test_the_list_of_the_docs_page_is_one_that_fit_accepts(monkeypatch: pytest.M
         assert run.returncode == 0 and "strategies:" in run.stdout, run.stderr
 
 
+def claim_of(settings: dict[str, Any]) -> Claim:
+    values = {name: Source(**value) for name, value in settings.pop("values", {}).items()}
+    return Claim(**settings, values=values)
+
+
 LISTS = sorted([*ROOT.glob("benchmarks/*.yaml"), *ROOT.glob("benchmarks/papers/*.yaml")])
 
 
@@ -221,10 +302,9 @@ def test_lists_of_the_benchmarks_are_lists(file: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(ROOT)
     settings = yaml.safe_load(file.read_text())
     entries = [Entry(**entry) for entry in settings.pop("entries", [])]
-    claims = [Claim(**claim) for claim in settings.pop("claims", [])]
+    claims = [claim_of(claim) for claim in settings.pop("claims", [])]
     assert settings.pop("results").startswith("benchmarks/results/") and (entries or claims)
-    known = {f"{row.entry.name}@{row.steps}" for row in rows_of(Comparison(entries, **settings))} if entries else set()
+    names = [f"{row.entry.name}@{row.steps}" for row in rows_of(Comparison(entries, **settings))] if entries else []
+    check(claims, names, METRICS)
     for claim in claims:
-        named = {name for name in claim.names if name not in claim.values and not name.replace(".", "").isdigit()}
-        assert named <= known, f"{claim.claim}: no rows {named - known}"
         judge(claim, [])

@@ -1,0 +1,219 @@
+"""What is compared, and how a measurement is told from any other."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distill.errors import ConfigError
+from distill.files import ASSETS, checksum
+
+NOTHING = "there is nothing to compare; give entries, each with a name and a recipe, checkpoint or pipeline"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One competitor: exactly one of `recipe`, `checkpoint` and `pipeline`.
+
+    Attributes:
+        name: in the tables.
+        recipe: to train, once per seed; a file that `distill fit` takes.
+        options: overrides of the recipe, dotted.
+        after: name of another trained entry, whose student of the same seed begins this one (`model.student_init`).
+        checkpoint: of `distill fit`.
+        pipeline: shipped name, folder or hub id.
+        steps: numbers of steps to measure at.
+        guidance, solver: of a pipeline, as in `distill evaluate`.
+
+    Raises:
+        ConfigError: none or several of the three.
+    """
+
+    name: str
+    recipe: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    after: str | None = None
+    checkpoint: str | None = None
+    pipeline: str | None = None
+    steps: list[int] = field(default_factory=lambda: [1, 2, 4])
+    guidance: float | None = None
+    solver: str | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("recipe", "checkpoint", "pipeline") if getattr(self, name)]
+        if len(given) != 1:
+            raise ConfigError(
+                f"the entry '{self.name}' names {' and '.join(given) or 'nothing'}; give a recipe to train, a "
+                "checkpoint, or a pipeline"
+            )
+        if self.recipe and not Path(self.recipe).is_file():
+            raise ConfigError(f"the entry '{self.name}': there is no recipe '{self.recipe}'")
+        if not self.steps or min(self.steps) < 1:
+            raise ConfigError(f"the entry '{self.name}' needs numbers of steps, such as [1, 4]; got {self.steps}")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared and how.
+
+    Attributes:
+        entries: the competitors.
+        output: folder of the report.
+        samples: images of each row; distances of different numbers cannot be compared.
+        seeds: of training; each trained entry has a row for each.
+        seed: of the images' noise.
+        batch_size: images per call.
+        runs: where recipes are trained, and rows are kept with their images under `rows`. A row that is there is not
+            measured again, by this list or another, so a comparison can be killed and continued.
+        missing: `measure` rows that are not there, or `skip` them.
+    """
+
+    entries: list[Entry]
+    output: str
+    samples: int = 1000
+    seeds: list[int] = field(default_factory=lambda: [0])
+    seed: int = 0
+    batch_size: int = 64
+    runs: str = "runs"
+    missing: str = "measure"
+
+    def __post_init__(self) -> None:
+        names = [entry.name for entry in self.entries]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError(f"entries need names of their own; {', '.join(twice)} is there more than once")
+        for entry in self.entries:
+            if entry.after and not (entry.recipe and self.first(entry).recipe):
+                raise ConfigError(f"the entry '{entry.name}' is after '{entry.after}'; both need a recipe")
+        if not self.seeds:
+            raise ConfigError("a comparison needs seeds of training, such as [0]; got none")
+        if not names:
+            raise ConfigError(NOTHING)
+        if self.missing not in ("measure", "skip"):
+            raise ConfigError(f"rows that are missing can be measured or skipped: measure or skip, not {self.missing}")
+        if self.samples < 100:
+            raise ConfigError(f"distances of less than 100 images say nothing; got samples={self.samples}")
+
+    def first(self, entry: Entry) -> Entry:
+        """The one that an entry comes after.
+
+        Raises:
+            ConfigError: there is none of that name.
+        """
+        for other in self.entries[: self.entries.index(entry)]:
+            if other.name == entry.after:
+                return other
+        raise ConfigError(f"the entry '{entry.name}' is after '{entry.after}', and no entry above it has that name")
+
+    @cached_property
+    def contents(self) -> dict[str, Any]:
+        """What each entry's recipe, checkpoint or pipeline holds, read once."""
+        return {entry.name: contents(entry) for entry in self.entries}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement that is to be made."""
+
+    entry: Entry
+    steps: int
+    seed: int | None
+
+    def file(self, comparison: Comparison) -> Path:
+        """Where it is kept; another setting is another file, another name or list is not."""
+        entry = self.entry
+        settings = {
+            "what": self._training(comparison),
+            "painted": [self.steps, entry.guidance, entry.solver],
+            "measured": [comparison.samples, comparison.seed, comparison.batch_size],
+            "seed": self.seed,
+        }
+        source = Path(str(entry.recipe or entry.checkpoint or entry.pipeline)).stem
+        return Path(comparison.runs) / "rows" / f"{source}-{self.steps}-{_digest(settings)}.json"
+
+    def run(self, comparison: Comparison) -> Path:
+        """Where its recipe is trained."""
+        name = f"{Path(str(self.entry.recipe)).stem}_{_digest(self._training(comparison))}_seed_{self.seed}"
+        return Path(comparison.runs) / name
+
+    def before(self, comparison: Comparison) -> Row | None:
+        """The training that this one begins after, under the same seed."""
+        return Row(comparison.first(self.entry), 1, self.seed) if self.entry.after else None
+
+    def lock(self, comparison: Comparison) -> Path:
+        """Held by the process that works on it: one for all rows of a training."""
+        path = self.run(comparison) if self.entry.recipe else self.file(comparison)
+        return path.with_name(path.name + ".lock")
+
+    def _training(self, comparison: Comparison) -> list[Any]:
+        """All that tells what is measured from anything else."""
+        first = self.before(comparison)
+        mine = [comparison.contents[self.entry.name], self.entry.options, weights(self.entry.options)]
+        return [*mine, *([first._training(comparison)] if first else [])]
+
+
+def rows_of(comparison: Comparison) -> Iterator[Row]:
+    """All rows, in the order of the list."""
+    for entry in comparison.entries:
+        for seed in comparison.seeds if entry.recipe else [None]:
+            for steps in entry.steps:
+                yield Row(entry, steps, seed)
+
+
+def contents(entry: Entry) -> Any:
+    """What tells a changed recipe, checkpoint or pipeline from the one that was measured.
+
+    A recipe's comments are no change; other weights under a name of the package are, and other files of a pipeline's
+    folder. What a name of the hub stands for, and data in a folder, are not looked at.
+
+    Raises:
+        ConfigError: a recipe that is no YAML.
+    """
+    if entry.recipe:
+        try:
+            recipe = yaml.safe_load(Path(entry.recipe).read_text())
+        except yaml.YAMLError as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(
+                f"the recipe '{entry.recipe}' of the entry '{entry.name}' is no YAML: {reason}"
+            ) from error
+        return [recipe, weights(recipe)]
+    if entry.checkpoint:
+        return [entry.checkpoint, _stamp(Path(entry.checkpoint))]
+    return [entry.pipeline, weights(entry.pipeline), _stamp(Path(str(entry.pipeline)))]
+
+
+def weights(value: Any) -> dict[str, str]:
+    """Digests of the package's own weights that are named anywhere in `value`."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return {name: digest for one in value for name, digest in weights(one).items()}
+    return {value: digest} if isinstance(value, str) and (digest := _shipped(value)) else {}
+
+
+@cache
+def _shipped(name: str) -> str | None:
+    if not name or "/" in name:
+        return None
+    for path in (ASSETS / name, ASSETS / f"{name}.safetensors"):
+        files = sorted(file for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+        if files:
+            return _digest([[str(file.relative_to(ASSETS)), checksum(file)] for file in files])
+    return None
+
+
+def _stamp(path: Path) -> list[Any] | None:
+    """Sizes and times of a file or of a folder's files; None where there is nothing."""
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files] if path.exists() else None
+
+
+def _digest(about: Any) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:10]
