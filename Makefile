@@ -24,7 +24,6 @@ lint: .venv/installed  ## ruff and mypy
 	$(BIN)/mypy
 
 docs: .venv/installed  ## the documentation as a site in build/site
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
 	$(BIN)/mkdocs build --strict
 
 ASSETS := build/assets

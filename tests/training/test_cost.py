@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import lightning as L
+import pytest
 import torch
 
+from distill.cli import main
 from distill.data.latents import LatentsData
 from distill.data.shapes_data import ShapesData
 from distill.diffusion.levels import Discrete
 from distill.files import read_json
 from distill.strategies import LatentAdversarial, NoisedData, PixelAdversarial, ScoreDistillation, Strategy
+from distill.training.callbacks import SampleGrid
 from distill.training.cost import TrainingCost
 from distill.training.module import DistillModule
+from tests.runs import fit_arguments
 
 
 def trained(
@@ -64,3 +69,11 @@ def test_summary_is_over_all_processes() -> None:
     assert (found["images"], found["wall_seconds"], found["device_seconds"]) == (80, 4.0, 32.0)
     assert found["evaluations"]["student"] == 56
     assert found["device"] == (torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu")
+
+
+def test_painting_is_no_training(
+    sd3_folder: Path, sd3_latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SampleGrid, "paint", lambda *_: time.sleep(3))
+    main(fit_arguments("tiny_ladd.yaml", sd3_folder, sd3_latents, tmp_path, samples__every=1))
+    assert read_json(tmp_path / "cost.json")["wall_seconds"] < 3
