@@ -67,5 +67,6 @@ def test_every_word_of_the_captions_is_one_token(tmp_path: Path) -> None:
 
 def test_make_assets_copies_everything_that_ships() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for shipped in ASSETS.iterdir():
+    trained = [path for path in ASSETS.iterdir() if path.suffix != ".txt"]  # LADD's prompts are no weights
+    for shipped in trained:
         assert shipped.name in makefile.split("\nassets:")[1].split("\nclean:")[0], shipped.name
