@@ -10,11 +10,14 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from scipy.stats import t as student_t
+
 from distill.errors import ConfigError
 from distill.files import read_json
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
-STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # two-sided 95 %, by degrees of freedom
+SIGN = r" ([<>~]) "  # between two names
+COLUMNS = ("claim", "source", "measured", "verdict")
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class Claim:
     @property
     def names(self) -> list[str]:
         """What is ordered, from left to right."""
-        return [name.strip() for name in re.split(r" [<>~] ", self.order)]
+        return [name.strip() for name in re.split(SIGN, self.order)[::2]]
 
     @property
     def entries(self) -> list[str]:
@@ -91,7 +94,7 @@ class Claim:
     @property
     def signs(self) -> list[str]:
         """What stands between the names."""
-        return re.findall(r" ([<>~]) ", self.order)
+        return re.findall(SIGN, self.order)
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ class Estimate:
         count = len(self.runs)
         if count == 1:
             return self.bounds
-        half = _student_t(count) * stdev(self.runs.values()) / count**0.5
+        half = float(student_t.ppf(0.975, count - 1)) * stdev(self.runs.values()) / count**0.5
         return self.value - half, self.value + half
 
     def above(self, other: Estimate) -> Estimate:
@@ -179,17 +182,24 @@ def judge(claim: Claim, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def markdown(judged: list[dict[str, Any]]) -> str:
     """A table of claims."""
-    lines = ["| claim | source | measured | verdict |", "|---|---|---|---|"]
-    for one in judged:
-        signs = [*re.findall(r" ([<>~]) ", one["order"]), ""]
-        values = (name if _number(name) is not None else f"{name} {_shown(value)}"
-                  for name, value in one["values"].items())  # fmt: skip
-        measured = " ".join(f"{value} {sign}".strip() for value, sign in zip(values, signs, strict=True))
-        metric = f"{one['metric']}: " if one["metric"] else ""
-        measured += f" (alike within {one['within']:g})" if one["within"] is not None else ""
-        note = f"; {one['note']}" if one["note"] else ""
-        lines.append(f"| {one['claim']} | {one['source']} | {metric}{measured} | **{one['verdict']}**{note} |")
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    for claim, source, measured, verdict in map(cells, judged):
+        lines.append(f"| {claim} | {source} | {measured} | **{verdict}** |")
     return "\n".join(lines) + "\n"
+
+
+def cells(judged: dict[str, Any]) -> tuple[str, str, str, str]:
+    """One claim's line of a table, in the order of `COLUMNS`."""
+    signs = [*re.findall(SIGN, judged["order"]), ""]
+    values = [name if _number(name) is not None else f"{name} {_shown(v)}" for name, v in judged["values"].items()]
+    measured = " ".join(f"{value} {sign}".strip() for value, sign in zip(values, signs, strict=True))
+    if judged["metric"]:
+        measured = f"{judged['metric']}: {measured}"
+    if judged["within"] is not None:
+        measured += f" (alike within {judged['within']:g})"
+    if judged["note"]:
+        measured += f"; {judged['note']}"
+    return judged["claim"], judged["source"], measured, judged["verdict"]
 
 
 def _shown(value: dict[str, Any] | None) -> str:
@@ -233,10 +243,6 @@ def _number(name: str) -> float | None:
         return None
 
 
-def _student_t(count: int) -> float:
-    return STUDENT_T[min(count - 1, len(STUDENT_T)) - 1]
-
-
 def _from_file(source: Source, claim: Claim) -> Estimate | None:
     """What a result file says; None if the file is not there."""
     if not Path(source.file).is_file():
@@ -252,6 +258,8 @@ def _from_file(source: Source, claim: Claim) -> Estimate | None:
         return float(value)
 
     if "{seed}" in source.value:
-        return Estimate({seed: look(source.value.replace("{seed}", str(seed))) for seed in kept.get("seeds", [])})
+        if not kept.get("seeds"):
+            raise ConfigError(f"the claim '{claim.claim}' asks for a value per seed, and {source.file} has no seeds")
+        return Estimate({seed: look(source.value.replace("{seed}", str(seed))) for seed in kept["seeds"]})
     bounds = (look(source.low), look(source.high)) if source.low and source.high else None
     return Estimate({0: look(source.value)}, bounds)

@@ -14,6 +14,7 @@ from distill.comparison import claims as claimed
 from distill.files import written_whole
 
 COLUMNS = ("fid_shapes", "alignment", "kid", "precision", "recall", "seconds_per_image", "training_minutes")
+Cell = tuple[float, float, float] | None  # mean, lowest and highest; None where nothing is known
 TITLES = {"fid_shapes": "FID (shapes judge)", "alignment": "alignment", "seconds_per_image": "seconds per image",
           "training_minutes": "device minutes of training"}  # fmt: skip
 
@@ -40,7 +41,9 @@ def write(
         writer = csv.writer(file)
         writer.writerow(["name", "steps", "seeds", *(f"{c}{end}" for c in COLUMNS for end in ("", "_low", "_high"))])
         for row in table:
-            writer.writerow([row["name"], row["steps"], row["seeds"], *(v for c in COLUMNS for v in row[c])])
+            writer.writerow(
+                [row["name"], row["steps"], row["seeds"], *(v for c in COLUMNS for v in row[c] or ("", "", ""))]
+            )
     for name, figure in (("quality", pareto(table)), ("grid", grid(results, prompts))):
         with written_whole(folder / f"{name}.png") as part:
             figure.savefig(part, dpi=110, format="png")
@@ -61,17 +64,20 @@ def summary(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return table
 
 
-def _spread(rows: list[dict[str, Any]], column: str) -> tuple[float, float, float]:
-    values = [_value(row, column) for row in rows]
+def _spread(rows: list[dict[str, Any]], column: str) -> Cell:
+    values = [value for row in rows if (value := _value(row, column)) is not None]
+    if len(values) < len(rows):
+        return None
     if len(rows) == 1 and f"{column}_interval" in rows[0]:
         low, high = rows[0][f"{column}_interval"]
         return values[0], low, high
     return mean(values), min(values), max(values)
 
 
-def _value(row: dict[str, Any], column: str) -> float:
+def _value(row: dict[str, Any], column: str) -> float | None:
+    """A metric; what training cost is known of what the comparison trained."""
     if column == "training_minutes":
-        return float(row["training"]["device_seconds"]) / 60 if "training" in row else 0.0
+        return float(row["training"]["device_seconds"]) / 60 if "training" in row else None
     return float(row[column])
 
 
@@ -84,8 +90,10 @@ def markdown(table: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cell(value: tuple[float, float, float]) -> tuple[str, str]:
+def _cell(value: Cell) -> tuple[str, str]:
     """A mean, and its bounds where there are any."""
+    if value is None:
+        return "-", ""
     mean_value, low, high = value
     return f"{mean_value:.4g}", f"({low:.4g} to {high:.4g})" if low < high else ""
 
@@ -99,14 +107,13 @@ def pareto(table: list[dict[str, Any]]) -> Any:
     for line, metric in zip(axes, ("fid_shapes", "alignment"), strict=True):
         for axis, across in zip(line, ("steps", "seconds_per_image", "training_minutes"), strict=True):
             for name in dict.fromkeys(row["name"] for row in table):
-                rows = [row for row in table if row["name"] == name]
+                rows = [row for row in table if row["name"] == name and (across == "steps" or row[across])]
                 x = [row["steps"] if across == "steps" else row[across][0] for row in rows]
                 y = [row[metric][0] for row in rows]
                 error = [[max(row[metric][0] - row[metric][1], 0) for row in rows],
                          [max(row[metric][2] - row[metric][0], 0) for row in rows]]  # fmt: skip
                 axis.errorbar(x, y, yerr=error, marker="o", capsize=2, label=name)
-            scale = "symlog" if across == "training_minutes" else "log"  # a teacher's 0 has a place
-            axis.set(xscale=scale, xlabel=TITLES.get(across, across), ylabel=TITLES[metric])
+            axis.set(xscale="log", xlabel=TITLES.get(across, across), ylabel=TITLES[metric])
             if across == "steps":
                 axis.minorticks_off()
                 counts = sorted({row["steps"] for row in table})
@@ -164,7 +171,7 @@ def page(
     for row in table:
         cells = f"<td>{html.escape(row['name'])}</td><td>{row['steps']}</td><td>{row['seeds']}</td>"
         cells += "".join(
-            f'<td data-value="{row[c][0]}">{mean_value} <small>{bounds}</small></td>'
+            f'<td data-value="{(row[c] or [""])[0]}">{mean_value} <small>{bounds}</small></td>'
             for c in COLUMNS
             for mean_value, bounds in (_cell(row[c]),)
         )
@@ -180,10 +187,9 @@ def _claims(claims: list[dict[str, Any]]) -> str:
     """A second table, of the judged orderings; nothing where there are none."""
     if not claims:
         return ""
-    head, _, *lines = (line.strip("| ").split(" | ") for line in claimed.markdown(claims).splitlines())
-    rows = [[html.escape(cell).replace("**", "") for cell in line] for line in lines]
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>\n" for row in rows)
-    return f"<h2>Claims</h2>\n<table><tr>{''.join(f'<th>{title}</th>' for title in head)}</tr>\n{body}</table>"
+    head = "".join(f"<th>{title}</th>" for title in claimed.COLUMNS)
+    lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in claimed.cells(claim)) for claim in claims)
+    return f"<h2>Claims</h2>\n<table><tr>{head}</tr>\n" + "\n".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
 
 
 def _pictures(folder: Path) -> list[str]:

@@ -29,8 +29,8 @@ class VisionTraining(L.LightningModule):
     tokens at the same place (DenseCL, arXiv 2011.09157). Each picture has a blurred or blended copy in the batch that
     is another picture, so the tokens tell crisp from blurred. Crops keep their colours.
 
-    A critic on the tokens leads a student only as far as they see: trained on the hidden pixels alone they told noise
-    twice as well as blur, and students became blurred.
+    A critic on the tokens leads a student only as far as they see: without noise and spoilt copies they told noise
+    better than blur, and students became blurred.
 
     Args:
         output: folder in timm's layout (`config.json`, `model.safetensors`, float16).

@@ -20,7 +20,7 @@ import yaml
 from distill.cli import main
 from distill.comparison.claims import Claim, Source, check, judge
 from distill.comparison.compare import METRICS, Reference, _cost, _trained, _values, compare
-from distill.comparison.report import summary
+from distill.comparison.report import _claims, markdown, summary
 from distill.comparison.rows import Comparison, Entry, rows_of, weights
 from distill.errors import ConfigError
 from distill.files import Lock, save_json
@@ -186,6 +186,15 @@ def test_summary_spreads_over_training_seeds() -> None:
     first, second = summary([*rows, alone])
     assert first["seeds"] == 2 and first["fid_shapes"] == (2.0, 1.0, 3.0)
     assert second["seeds"] == 1 and second["fid_shapes"] == (4.0, 3.0, 5.0)
+    assert second["training_minutes"] is None, "nobody knows what it cost"
+    assert markdown([second]).endswith("| 0.5 | - |\n")
+
+
+def test_claims_are_part_of_the_page() -> None:
+    claim = Claim("a < b", "a & b", "1 < 2", note="seen")
+    page = _claims([judge(claim, [])])
+    assert "<td>a &lt; b</td><td>a &amp; b</td><td>1 &lt; 2; seen</td><td>holds</td>" in page
+    assert _claims([]) == ""
 
 
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
