@@ -228,10 +228,14 @@ document.querySelectorAll("#table th").forEach((title, column) => title.addEvent
   const body = document.querySelector("#table tbody"), rows = [...body.rows];
   const value = row => {{
     const cell = row.cells[column], text = cell.dataset.value ?? cell.textContent;
-    return isNaN(text) ? text : Number(text);
+    return text === "" || isNaN(text) ? text : Number(text);
   }};
   const up = title.dataset.up !== "1";
-  rows.sort((a, b) => (value(a) < value(b) ? -1 : value(a) > value(b) ? 1 : 0) * (up ? 1 : -1));
+  rows.sort((a, b) => {{
+    const [x, y] = [value(a), value(b)];
+    if (x === "" || y === "") return (x === "") - (y === "");  // what is unknown comes last
+    return (x < y ? -1 : x > y ? 1 : 0) * (up ? 1 : -1);
+  }});
   title.dataset.up = up ? "1" : "0";
   rows.forEach(row => body.appendChild(row));
 }}));
