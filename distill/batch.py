@@ -75,6 +75,15 @@ class Draws:
         return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
 
 
+class SameDraws(Draws):
+    """One sample's numbers for all of the batch, wherever they stand in it: for judging rather than training."""
+
+    def _each(self, purpose: str, shape: tuple[int, ...], fill: Callable[..., Tensor]) -> Tensor:
+        row = torch.empty(shape, device=self.device)
+        fill(row, generator=torch.Generator(self.device).manual_seed(self._key(purpose, 0)))
+        return row.expand(self.size, *shape)
+
+
 @dataclass
 class Batch:
     """One batch of data, encoded.

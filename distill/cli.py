@@ -203,7 +203,7 @@ def calibrate(
         student: exported folder, hub id, or a checkpoint of `distill fit`.
         teacher: shipped pipeline, folder or hub id.
         output: the JSON file that `distill collaborate` reads.
-        judge: small-shapes, shapes, clip:ARCHITECTURE:WEIGHTS, image-reward:NAME or preference:MODEL.
+        judge: small-shapes, shapes, clip:ARCHITECTURE:WEIGHTS, image-reward:NAME, preference:MODEL, critic:CHECKPOINT.
         prompts: a file of prompts or a set's name, see `distill.data.prompts`; captions of drawn images if not given.
         count: how many captions of drawn images.
         student_steps, student_guidance: of the student's sampler; what its folder says if not given.

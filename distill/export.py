@@ -57,10 +57,7 @@ def load_student(checkpoint: str | Path, teacher: str | None = None, raw: bool =
     Raises:
         ConfigError: no such checkpoint, or one of something else; missing or unexpected weights.
     """
-    state = _read(Path(checkpoint))
-    if "distill" not in state:
-        raise ConfigError(f"'{checkpoint}' is no checkpoint of a DistillModule; give one that `distill fit` wrote")
-    facts, weights = state["distill"], state["state_dict"]
+    facts, weights = read_checkpoint(checkpoint)
     backbone = backbones.load(teacher or facts["teacher"], schedule=facts.get("schedule"))
     denoiser = backbone.denoiser()
     prefix = "student." if raw or not any(name.startswith("ema.") for name in weights) else "ema."
@@ -142,6 +139,18 @@ def model_card(student: Student, pipeline: str, metrics: Any = None) -> str:
 
         lines += ["\n## Metrics\n", "```json", json.dumps(metrics, indent=2), "```"]
     return "\n".join(lines) + "\n"
+
+
+def read_checkpoint(checkpoint: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a checkpoint says of its run, and its weights by name.
+
+    Raises:
+        ConfigError: no such checkpoint, or one of something else.
+    """
+    state = _read(Path(checkpoint))
+    if "distill" not in state:
+        raise ConfigError(f"'{checkpoint}' is no checkpoint of a DistillModule; give one that `distill fit` wrote")
+    return state["distill"], state["state_dict"]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -51,6 +51,16 @@ def _over_heads(logits: Logits, loss: Callable[[Tensor], Tensor]) -> Tensor:
     return torch.stack([loss(head.float()).mean() for head in logits]).sum()
 
 
+def per_sample(logits: Logits) -> Tensor:
+    """One number per sample, the mean over places and heads: `[B]` float32."""
+    return torch.stack([head.float().flatten(1).mean(1) for head in logits]).mean(0)
+
+
+def mean_logit(logits: Logits) -> Tensor:
+    """The mean over all there is, 0-dim, for reports."""
+    return torch.stack([head.detach().float().mean() for head in logits]).mean()
+
+
 def gradient_penalty(logits: Logits, inputs: list[Tensor]) -> Tensor:
     """R1 (arXiv 1801.04406, Eq. 9) at the `inputs` of each head: the squared norm of the gradient of a sample's summed
     logits, mean over the batch, summed over heads. Differentiable: needs a double backward through the heads.

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 from torch.nn.utils.parametrizations import spectral_norm
 
+from distill.errors import ConfigError
+
 
 class BatchNormLocal(nn.Module):
     """Batch norm over small groups of the batch, without running statistics (StyleGAN-T, arXiv 2301.09515 section 3.3).
@@ -135,3 +137,16 @@ class HeadCondition(nn.Module):
         phase = t.float()[:, None] * self.frequencies
         waves = torch.cat([phase.sin(), phase.cos()], dim=1)
         return torch.cat([self.level(waves), self.text(pooled.float())], dim=1)
+
+
+def check_alone(norm: str, strategy: str) -> None:
+    """Refuses to score with heads that see samples beside each other.
+
+    Raises:
+        ConfigError: the heads were trained with `local_batch`.
+    """
+    if norm != "group":
+        raise ConfigError(
+            f"the critic of {strategy} was trained with norm={norm}: a score would depend on the other samples of the "
+            "batch; train it with norm=group to judge with it"
+        )

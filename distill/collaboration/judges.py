@@ -166,18 +166,25 @@ class NetworkJudge:
         return self.network(prompts, images).float().cpu()
 
 
+def _critic(spec: str, device: torch.device | str) -> Judge:
+    from distill.collaboration.critic import CriticJudge
+
+    return CriticJudge(spec, device)
+
+
 KINDS: dict[str, Callable[[str, torch.device | str], Judge]] = {
     "shapes": lambda spec, device: ShapesScore(spec),
     "small-shapes": lambda spec, device: ShapesScore(spec),
     "clip": ClipJudge,
     "image-reward": ImageRewardJudge,
     "preference": PreferenceJudge,
+    "critic": _critic,
 }
 
 
 def open_judge(spec: str, device: torch.device | str = "cpu") -> Judge:
-    """A judge by its name: `small-shapes`, `shapes`, `clip:ARCHITECTURE:WEIGHTS`, `image-reward:NAME` or
-    `preference:MODEL`.
+    """A judge by its name: `small-shapes`, `shapes`, `clip:ARCHITECTURE:WEIGHTS`, `image-reward:NAME`,
+    `preference:MODEL` or `critic:CHECKPOINT`.
 
     Raises:
         ConfigError: an unknown kind, or one without its model.

@@ -72,3 +72,18 @@ class Strategy(nn.Module):
     def critic_loss(self, sample: Sample, batch: Batch, step: int) -> dict[str, Tensor]:
         """The critic's loss as named 0-dim terms, which are summed; called only where there is a critic."""
         raise NotImplementedError
+
+    def check_judging(self) -> None:
+        """Refuses to be a judge, as a strategy does that has no critic of a picture and its prompt alone.
+
+        Raises:
+            ConfigError: why `score` cannot be asked, what to do.
+        """
+        raise ConfigError(f"{type(self).__name__} has no critic of a picture and its prompt alone")
+
+    def score(self, batch: Batch) -> Tensor:
+        """How real the trained critic finds what the batch holds beside its prompts, `[B]` float32; higher is better.
+
+        One sample's score does not depend on the others, as `batch.draws` gives each sample the same numbers.
+        """
+        raise NotImplementedError

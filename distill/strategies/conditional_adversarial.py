@@ -16,6 +16,8 @@ from distill.adversarial.gan import (
     Logits,
     finite_difference_penalty,
     gradient_penalty,
+    mean_logit,
+    per_sample,
 )
 from distill.adversarial.unet import conditional_critic
 from distill.backbones.base import Backbone
@@ -116,7 +118,7 @@ class ConditionalAdversarial(Strategy):
         if pays:
             near = [head[2 * size :] for head in logits]
             terms["r1"] = self._penalty([head[some] for head in real], near, batch, noise)
-        self.report = {"real": _mean(real), "fake": _mean(fake)}
+        self.report = {"real": mean_logit(real), "fake": mean_logit(fake)}
         return terms
 
     def _mix(self, x: Tensor, noise: Tensor, batch: Batch) -> Triples:
@@ -135,12 +137,12 @@ class ConditionalAdversarial(Strategy):
         """R1 of the first samples: from their logits and those of latents near by, or exactly, in a pass of its own."""
         r1, some = self.r1, slice(0, self.r1_samples)
         if isinstance(r1, ApproximateR1):
-            penalty = finite_difference_penalty([_score(real)], [_score(near)])
+            penalty = finite_difference_penalty([per_sample(real)], [per_sample(near)])
         else:
             cond = {name: tensor[some] for name, tensor in batch.cond.items()}
             with self.critic.denoiser.twice_differentiable(), no_autocast(noise.device):  # type: ignore[union-attr,operator]
                 x = batch.x0[some].detach().requires_grad_()
-                penalty = gradient_penalty([_score(self._ask(x, noise[some], cond))], [x])
+                penalty = gradient_penalty([per_sample(self._ask(x, noise[some], cond))], [x])
         return r1.weight * r1.every * penalty  # type: ignore[union-attr]
 
     def _ask(self, x: Tensor, noise: Tensor, cond: Cond) -> Logits:
@@ -160,11 +162,6 @@ def _joined(triples: list[Triples]) -> Triples:
     return torch.cat(latents), torch.cat(noises), {n: torch.cat([cond[n] for cond in conds]) for n in conds[0]}
 
 
-def _score(logits: Logits) -> Tensor:
-    """One number per sample, the mean over places and readouts: `[B]`."""
-    return torch.stack([head.float().flatten(1).mean(1) for head in logits]).mean(0)
-
-
 def _neighbours(size: int, device: torch.device) -> Tensor:
     """Each sample's partner, two by two; the last of an odd number takes the one before it."""
     partners = torch.arange(size, device=device) ^ 1
@@ -174,7 +171,3 @@ def _neighbours(size: int, device: torch.device) -> Tensor:
 
 def _pick(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
     return torch.where(mask.view(-1, *[1] * (no.ndim - 1)), yes, no)
-
-
-def _mean(logits: Logits) -> Tensor:
-    return torch.stack([head.detach().float().mean() for head in logits]).mean()

@@ -15,8 +15,10 @@ from distill.adversarial.gan import (
     Logits,
     finite_difference_penalty,
     gradient_penalty,
+    mean_logit,
+    per_sample,
 )
-from distill.adversarial.heads import GridHead, HeadCondition
+from distill.adversarial.heads import GridHead, HeadCondition, check_alone
 from distill.adversarial.taps import Taps
 from distill.backbones.base import Backbone
 from distill.batch import Batch, Sample
@@ -24,6 +26,8 @@ from distill.diffusion.levels import Levels, LogitNormal
 from distill.errors import ConfigError
 from distill.frozen import Frozen
 from distill.strategies.base import Strategy
+
+JUDGED = 4  # levels at which a picture is scored
 
 
 class LatentCritic(nn.Module):
@@ -113,8 +117,20 @@ class LatentAdversarial(Strategy):
             terms = {"game": self.loss.critic(real, fake)}
             if pays:
                 terms["r1"] = self._penalty(real, real_features, batch, t, real_noise)
-        self.report = {"real": _mean(real), "fake": _mean(fake)}
+        self.report = {"real": mean_logit(real), "fake": mean_logit(fake)}
         return terms
+
+    def check_judging(self) -> None:
+        check_alone(self.norm, type(self).__name__)
+
+    def score(self, batch: Batch) -> Tensor:
+        """The mean over `JUDGED` levels of the distribution it was trained at, under the same noise for each sample."""
+        scores = []
+        for look in range(JUDGED):
+            t = self.levels.draw(batch.draws, f"ladd/score/{look}/t")
+            x_t = self.process.add_noise(batch.x0, t, batch.draws.like(f"ladd/score/{look}/noise", batch.x0))
+            scores.append(per_sample(self._heads(self.taps(x_t, t, batch.cond), t, batch, fixed=True)))
+        return torch.stack(scores).mean(0)
 
     def _penalty(self, real: Logits, features: list[Tensor], batch: Batch, t: Tensor, noise: Tensor) -> Tensor:
         r1 = self.r1
@@ -134,7 +150,3 @@ class LatentAdversarial(Strategy):
         if not fixed:
             return self.critic(*inputs)
         return functional_call(self.critic, {name: p.detach() for name, p in self.critic.named_parameters()}, inputs)
-
-
-def _mean(logits: Logits) -> Tensor:
-    return torch.stack([head.detach().float().mean() for head in logits]).mean()

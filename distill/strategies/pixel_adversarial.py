@@ -12,8 +12,8 @@ from torch.nn.utils import parametrize
 
 from distill.adversarial.augment import CHANGES, augment, random_crop
 from distill.adversarial.clip_text import ClipText
-from distill.adversarial.gan import R1, ExactR1, GanLoss, Hinge, Logits, gradient_penalty
-from distill.adversarial.heads import TokenHead
+from distill.adversarial.gan import R1, ExactR1, GanLoss, Hinge, Logits, gradient_penalty, mean_logit, per_sample
+from distill.adversarial.heads import TokenHead, check_alone
 from distill.adversarial.vision import VisionTransformer
 from distill.backbones.base import Backbone
 from distill.batch import Batch, Sample
@@ -108,7 +108,7 @@ class PixelAdversarial(Strategy):
     def student_loss(self, sample: Sample, batch: Batch, step: int) -> Tensor:
         features = self.vision.network.tokens(self._changed(sample.pixels, batch, "student"))
         critic = {name: tensor.detach() for name, tensor in self.critic.named_parameters()}  # type: ignore[union-attr]
-        fake = functional_call(self.critic, critic, (features, self._condition(sample, batch)))  # type: ignore[arg-type]
+        fake = functional_call(self.critic, critic, (features, self._condition(batch, self._hidden(sample))))  # type: ignore[arg-type]
         return self.loss.student(fake)
 
     def critic_loss(self, sample: Sample, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -117,7 +117,7 @@ class PixelAdversarial(Strategy):
         with torch.no_grad():  # the vision network reads; only the heads learn
             pictures = [self._changed(real_or_fake, batch, "critic") for real_or_fake in (batch.pixels, sample.pixels)]
             features = [feature.chunk(2) for feature in self.vision.network.tokens(torch.cat(pictures))]
-            condition = self._condition(sample, batch)
+            condition = self._condition(batch, self._hidden(sample))
         pays = self.r1.due(step)
         real_features = [real.detach().requires_grad_(pays) for real, _ in features]
         with parametrize.cached():  # one set of spectrally normalised weights for all that is compared
@@ -126,7 +126,7 @@ class PixelAdversarial(Strategy):
             terms = {"game": self.loss.critic(real, fake)}
             if pays:
                 terms["r1"] = self.r1.weight * self.r1.every * gradient_penalty(real, real_features)
-        self.report = {"real": _mean(real), "fake": _mean(fake)}
+        self.report = {"real": mean_logit(real), "fake": mean_logit(fake)}
         return terms
 
     def _changed(self, pictures: Tensor, batch: Batch, turn: str) -> Tensor:
@@ -135,16 +135,32 @@ class PixelAdversarial(Strategy):
             pictures = augment(pictures.float(), batch.draws, f"pixel/{turn}/augment", self.changes)
         return random_crop(pictures, self.vision.network.size, batch.draws, f"pixel/{turn}/crop")
 
-    def _condition(self, sample: Sample, batch: Batch) -> Tensor | None:
+    def check_judging(self) -> None:
+        check_alone(self.norm, type(self).__name__)
+        if self.image_name and self.image_from_noise:
+            raise ConfigError(
+                "the critic of PixelAdversarial was trained to see each prompt's real picture, which a judge does not "
+                "have; train it with image=null or image_from_noise=false"
+            )
+
+    def score(self, batch: Batch) -> Tensor:
+        """The mean over places and depths of the pictures as they are, without a condition on any other picture."""
+        assert self.critic is not None
+        hidden = torch.ones(len(batch.prompts), dtype=torch.bool, device=batch.pixels.device)
+        return per_sample(self.critic(self.vision.network.tokens(batch.pixels), self._condition(batch, hidden)))
+
+    def _hidden(self, sample: Sample) -> Tensor:
+        """Of which samples the heads do not see the real picture: `[B]` bool."""
+        return (sample.t >= 1) & (not self.image_from_noise)
+
+    def _condition(self, batch: Batch, hidden: Tensor) -> Tensor | None:
         """c_text and c_img of each sample, each of mean square 1, side by side: `[B, P]`; None for neither."""
         parts = []
         if self.text:
             parts.append(_levelled(batch.cond["pooled"] if self.tower is None else self._read(batch.prompts)))
         if self.image is not None:
             with torch.no_grad():
-                seen = _levelled(self.image(batch.pixels))
-            from_noise = (sample.t >= 1)[:, None] & (not self.image_from_noise)
-            parts.append(seen.masked_fill(from_noise, 0.0))
+                parts.append(_levelled(self.image(batch.pixels)).masked_fill(hidden[:, None], 0.0))
         return torch.cat(parts, dim=1) if parts else None
 
     def _read(self, prompts: list[str]) -> Tensor:
@@ -154,7 +170,3 @@ class PixelAdversarial(Strategy):
 
 def _levelled(embedding: Tensor) -> Tensor:
     return normalize(embedding.float(), dim=1) * math.sqrt(embedding.shape[1])
-
-
-def _mean(logits: Logits) -> Tensor:
-    return torch.stack([head.detach().float().mean() for head in logits]).mean()

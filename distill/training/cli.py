@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from jsonargparse import set_parsing_settings
+from jsonargparse import namespace_to_dict, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
@@ -18,12 +18,12 @@ import distill.tiny.autoencoder
 import distill.tiny.judge
 import distill.tiny.perceptual
 import distill.tiny.text
-import distill.tiny.vision
-import distill.training.module  # noqa: F401  (imported so that recipes can use short class names)
+import distill.tiny.vision  # noqa: F401  (imported so that recipes can use short class names)
 from distill.errors import ConfigError
 from distill.training import parallel
 from distill.training.callbacks import Checkpoint, Evaluation, RunMonitor, SampleGrid
 from distill.training.cost import TrainingCost
+from distill.training.module import DistillModule
 
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 
@@ -74,6 +74,9 @@ class DistillCLI(LightningCLI):
             super().instantiate_classes()
         except (ValueError, MisconfigurationException) as error:
             raise ConfigError(str(_refusal(error))) from error
+        if isinstance(self.model, DistillModule):
+            made_from = self.config[self.subcommand].model.init_args.strategies
+            self.model.recipe = {"strategies": [namespace_to_dict(strategy) for strategy in made_from]}
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """With the costs counted first, so that no other callback's time is among them."""

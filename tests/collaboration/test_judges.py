@@ -104,7 +104,10 @@ def test_preference_judge_is_the_models_scaled_cosine(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
-        ("beauty", "the judge 'beauty' is unknown; name one of shapes, small-shapes, clip, image-reward, preference"),
+        (
+            "beauty",
+            "the judge 'beauty' is unknown; name one of shapes, small-shapes, clip, image-reward, preference, critic",
+        ),
         ("clip", "names no model; write it as clip:ARCHITECTURE:WEIGHTS"),
         ("clip:ViT-B-32", "names no model"),
         ("preference:", "names no model; write it as preference:yuvalkirstain/PickScore_v1"),

@@ -94,7 +94,7 @@ def test_turns_leave_gradients_where_they_belong(vit_folder: Path) -> None:
 )
 def test_condition_is_of_text_and_picture(text: bool, image: bool, size: int, vit_folder: Path) -> None:
     game = Game(vit_folder, image=image, text=text)
-    condition = game.strategy._condition(game.sample, game.batch)
+    condition = game.strategy._condition(game.batch, game.strategy._hidden(game.sample))
     if not size:
         assert condition is None
         return
@@ -106,7 +106,7 @@ def test_condition_is_of_text_and_picture(text: bool, image: bool, size: int, vi
 
 def test_picture_condition_from_noise_on_request(vit_folder: Path) -> None:
     game = Game(vit_folder, image=True, text=False, image_from_noise=True)
-    condition = game.strategy._condition(game.sample, game.batch)
+    condition = game.strategy._condition(game.batch, game.strategy._hidden(game.sample))
     torch.testing.assert_close(condition.square().mean(1), torch.ones(B))
 
 
@@ -124,7 +124,9 @@ def test_text_condition_of_another_tower(vit_folder: Path, monkeypatch: pytest.M
     monkeypatch.setattr("distill.strategies.pixel_adversarial.ClipText", Tower)
     game = Game(vit_folder, text="ViT-g-14:somewhere")
     expected = torch.arange(1.0, 6.0) / torch.arange(1.0, 6.0).square().mean().sqrt()
-    torch.testing.assert_close(game.strategy._condition(game.sample, game.batch), expected.expand(B, 5))
+    torch.testing.assert_close(
+        game.strategy._condition(game.batch, game.strategy._hidden(game.sample)), expected.expand(B, 5)
+    )
     assert game.strategy.critic.heads[0].project.in_features == 5
 
 

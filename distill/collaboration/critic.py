@@ -1,0 +1,86 @@
+"""A critic that a distillation has trained, as the judge of its own student's images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill import backbones
+from distill.batch import Batch, SameDraws
+from distill.errors import ConfigError
+from distill.export import read_checkpoint
+from distill.frozen import Frozen
+from distill.strategies.base import Strategy
+
+
+class CriticJudge:
+    """How real a strategy's trained critic finds an image of a prompt: its mean logit, of no particular range.
+
+    It was trained against the student of its own run and says little about the images of another. The paper of the
+    adaptive collaboration (arXiv 2312.10835) uses ImageReward; this judge costs no further network.
+
+    Args:
+        spec: `critic:CHECKPOINT`, of `distill fit`; of its strategies the first whose critic can judge is taken.
+        device: of the networks.
+        strategies: of the run, in its order, where the checkpoint does not say how they were made.
+
+    Raises:
+        ConfigError: no such checkpoint, none of its critics can judge, or it does not say how they were made.
+    """
+
+    def __init__(self, spec: str, device: torch.device | str = "cpu", strategies: list[Strategy] | None = None):
+        checkpoint = spec.partition(":")[2]
+        if not checkpoint:
+            raise ConfigError(f"the judge '{spec}' names no checkpoint; write it as critic:CHECKPOINT")
+        self.spec, self.device = spec, torch.device(device)
+        facts, weights = read_checkpoint(checkpoint)
+        self.backbone = backbones.load(facts["teacher"], schedule=facts.get("schedule"))
+        index, self.strategy = _first_that_judges(strategies or _strategies(facts, checkpoint), checkpoint)
+        self.strategy.configure(self.backbone, Frozen(self.backbone.denoiser()))
+        prefix = f"strategies.{index}.critic."
+        trained = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        self.strategy.critic.load_state_dict(trained)  # type: ignore[union-attr]
+        self.strategy.eval().requires_grad_(False).to(self.device)
+        self.text_encoder = Frozen(self.backbone.text_encoder()).to(self.device)
+        self.autoencoder = Frozen(self.backbone.autoencoder()).to(self.device)
+
+    @torch.no_grad()
+    def __call__(self, prompts: list[str], images: Tensor) -> Tensor:
+        pictures = images.to(self.device, torch.float32) * 2 - 1
+        return self.strategy.score(self._batch(prompts, pictures)).float().cpu()
+
+    def _batch(self, prompts: list[str], pictures: Tensor) -> Batch:
+        latents = self.autoencoder.network.encode(pictures)
+        draws = SameDraws(0, 0, 0, len(prompts), self.device)
+        return Batch(latents, self._conditioning(prompts), prompts, draws, pictures=pictures, encode=self._conditioning)
+
+    def _conditioning(self, prompts: list[str]) -> dict[str, Tensor]:
+        return {name: tensor.float() for name, tensor in self.text_encoder(prompts).items()}
+
+
+def _strategies(facts: dict[str, Any], checkpoint: str) -> list[Strategy]:
+    """The strategies of a run as its recipe says, not yet configured."""
+    from jsonargparse import ArgumentParser
+
+    if not facts.get("recipe"):
+        raise ConfigError(
+            f"'{checkpoint}' does not say how its strategies were made, as it was not trained by `distill fit`; "
+            "give them to CriticJudge"
+        )
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--strategies", type=list[Strategy])
+    made: list[Strategy] = parser.instantiate_classes(parser.parse_object(facts["recipe"])).strategies
+    return made
+
+
+def _first_that_judges(strategies: list[Strategy], checkpoint: str) -> tuple[int, Strategy]:
+    reasons = []
+    for index, strategy in enumerate(strategies):
+        try:
+            strategy.check_judging()
+            return index, strategy
+        except ConfigError as error:
+            reasons.append(str(error))
+    raise ConfigError(f"no critic of '{checkpoint}' can judge: {'; '.join(reasons)}")
