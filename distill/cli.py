@@ -332,7 +332,7 @@ def analyse(
         output: folder for images.csv (a row per image), findings.json and figures.png (the paper's Figures 3 to 7).
         judge: whose scores decide, as in `distill calibrate`.
         votes: another judge, in the place of people's votes.
-        distance: tiny-lpips for drawn shapes; vgg, alex or squeeze for LPIPS with weights from the hub.
+        distance: tiny-lpips or shapes for drawn shapes; vgg, alex or squeeze for LPIPS from the hub; dreamsim.
         prompts: a file of prompts or a set's name, see `distill.data.prompts`; captions of drawn images if not given.
         count: how many captions of drawn images.
         student_steps, student_guidance, teacher_guidance, solver: as in `distill calibrate`.
@@ -343,9 +343,10 @@ def analyse(
     """
     from distill.collaboration import analysis
     from distill.collaboration.calibrate import HELD_OUT
-    from distill.collaboration.commands import distance_of, open_pair, prompts_of
+    from distill.collaboration.commands import open_pair, prompts_of
     from distill.collaboration.judges import open_judge
     from distill.errors import ConfigError
+    from distill.evaluation.distances import open_distance
     from distill.inference import pick_device
 
     asked = prompts_of(prompts, count, seed=HELD_OUT)
@@ -356,8 +357,8 @@ def analyse(
     pair = open_pair(
         student, teacher, judge, None, student_steps, student_guidance, teacher_guidance, solver, device
     )  # fmt: skip
-    other = open_judge(votes, pick_device(device))
-    rows = analysis.analyse(pair, asked, other, distance_of(distance, device), teacher_steps, seed, batch_size)
+    other, apart = open_judge(votes, pick_device(device)), open_distance(distance, pick_device(device))
+    rows = analysis.analyse(pair, asked, other, apart, teacher_steps, seed, batch_size)
     command = shlex.join(["distill", *sys.argv[1:]])
     print(json.dumps(analysis.save(rows, asked, output, command, seed), indent=2))
 

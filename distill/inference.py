@@ -24,11 +24,13 @@ class Painter:
         pipeline: any text-to-image pipeline.
         call: arguments of every call besides prompts and seeds.
         encode: prompts to the pipeline's embedding arguments, where its own text encoders are not to be used.
+        teacher: the pipeline that a checkpoint's student was made from.
     """
 
     pipeline: Any
     call: dict[str, Any]
     encode: Callable[[list[str]], dict[str, Any]] | None = None
+    teacher: str | None = None
 
     def __call__(self, prompts: list[str], seed: int = 0, batch_size: int = 64) -> Tensor:
         """Images `[N, 3, H, W]` in [0, 1], float32 on the CPU.
@@ -105,7 +107,7 @@ def open_student_painter(checkpoint: str, steps: int | None = None, device: str 
         return _painter(student.backbone, pipeline, steps, None)
     if str(steps or 1) not in student.calls:
         raise ConfigError(f"'{checkpoint}' samples in {', '.join(student.calls)} steps, not in {steps}")
-    return Painter(pipeline, student.calls[str(steps or 1)])
+    return Painter(pipeline, student.calls[str(steps or 1)], teacher=student.facts["teacher"])
 
 
 def _painter(backbone: Backbone, pipeline: Any, steps: int | None, guidance: float | None) -> Painter:

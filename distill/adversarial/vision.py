@@ -11,9 +11,48 @@ from torch.nn.functional import interpolate
 
 from distill.diffusion.denoiser import attention
 from distill.errors import ConfigError
-from distill.files import ASSETS
+from distill.files import ASSETS, written_whole
 
 TINY = "tiny-vit"  # the network in distill/assets
+WHITENING = "whitening.safetensors"  # beside a network's weights
+FLOOR = 0.01  # of the mean variance, which smaller variances of tokens are not magnified beyond
+
+
+class Whitening(nn.Module):
+    """Makes the tokens of each depth uncorrelated and of like variance: `(x - mean) @ matrix`.
+
+    Spectrally normalised heads see tokens at the scale they come in. Where one thing makes up nearly all of a token,
+    such as the picture's background in a network trained on few and simple pictures, heads are all but blind for the
+    rest; DINOv2's own tokens are read as they are. The map is symmetric (ZCA), so a token stays near itself.
+
+    Args:
+        means: of each depth's tokens, `[D]`.
+        matrices: of each depth, `[D, D]`.
+    """
+
+    means: Tensor
+    matrices: Tensor
+
+    def __init__(self, means: list[Tensor], matrices: list[Tensor]):
+        super().__init__()
+        self.register_buffer("means", torch.stack(means).float())
+        self.register_buffer("matrices", torch.stack(matrices).float())
+
+    @classmethod
+    def of(cls, tokens: list[Tensor]) -> Whitening:
+        """That of tokens `[B, D, N]` of each depth, over pictures and places."""
+        flat = [depth.transpose(1, 2).flatten(0, 1).double() for depth in tokens]
+        matrices = []
+        for depth in flat:
+            variances, directions = torch.linalg.eigh(torch.cov(depth.T, correction=0))
+            scales = (variances + FLOOR * variances.mean()).rsqrt()
+            matrices.append((directions * scales) @ directions.T)
+        return cls([depth.mean(0) for depth in flat], matrices)
+
+    def forward(self, tokens: list[Tensor]) -> list[Tensor]:
+        """Tokens `[B, D, N]` of each depth -> the same, float32."""
+        each = zip(tokens, self.means, self.matrices, strict=True)
+        return [matrix @ (depth.float() - mean[:, None]) for depth, mean, matrix in each]
 
 
 class VisionTransformer(nn.Module):
@@ -23,7 +62,8 @@ class VisionTransformer(nn.Module):
         name: a timm architecture with its weights from the hub, such as `vit_small_patch14_dinov2`; or a folder that
             timm's `save_for_hf` wrote (`config.json` and the weights); or the shipped `tiny-vit`.
         blocks: indices of the blocks that are read; four evenly spaced ones if not given, of 12 these are 2, 5, 8, 11.
-            The tokens after the patch embedding are read besides.
+            The tokens after the patch embedding are read besides. A folder that holds the `Whitening` of all depths
+            (`save_whitening`) has its tokens whitened.
         size: side of the square picture it sees; its own if not given. Position embeddings are interpolated for others.
 
     Raises:
@@ -40,6 +80,7 @@ class VisionTransformer(nn.Module):
         self.blocks = blocks if blocks is not None else [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
         if any(not 0 <= block < depth for block in self.blocks):
             raise ConfigError(f"{name} has the blocks 0 to {depth - 1}; got blocks={self.blocks}")
+        self.whitening = open_whitening(name, [0, *(block + 1 for block in self.blocks)])
         self.size = size or self.network.patch_embed.img_size[0]
         patch = self.network.patch_embed.patch_size[0]
         if self.size % patch:
@@ -69,7 +110,7 @@ class VisionTransformer(nn.Module):
                 x = block(x)
                 if index in self.blocks:
                     answer.append(self._grid_tokens(x))
-        return answer
+        return self.whitening(answer) if self.whitening else answer
 
     def forward(self, pictures: Tensor) -> Tensor:
         """`[B, 3, H, W]` in [-1, 1] -> the final, normalised class token `[B, D]`."""
@@ -97,7 +138,7 @@ def open_vit(name: str) -> Any:
     """
     import timm
 
-    folder = ASSETS / name if name == TINY else Path(name)
+    folder = _folder(name)
     where = f"local-dir:{folder}" if folder.is_dir() else name
     try:
         network = timm.create_model(where, pretrained=True, num_classes=0, dynamic_img_size=True)
@@ -110,6 +151,40 @@ def open_vit(name: str) -> Any:
     if not hasattr(network, "_pos_embed") or not hasattr(network, "blocks"):
         raise ConfigError(f"'{name}' is a {type(network).__name__}; this critic reads timm's VisionTransformer")
     return network
+
+
+def open_whitening(name: str, depths: list[int]) -> Whitening | None:
+    """That of some depths, 0 for the patch embedding and n for block n - 1; None where a network has none beside it."""
+    from safetensors.torch import load_file
+
+    file = _folder(name) / WHITENING
+    if not file.is_file():
+        return None
+    stored = load_file(file)
+    return Whitening(list(stored["means"][depths]), list(stored["matrices"][depths]))
+
+
+@torch.no_grad()
+def save_whitening(folder: str, pictures: Tensor) -> None:
+    """Writes the `Whitening` of all depths beside the network of a folder, which it is then opened with.
+
+    Args:
+        folder: that timm's `save_for_hf` wrote.
+        pictures: real ones, `[B, 3, H, W]` in [-1, 1]; the places of all together should be many times the width.
+    """
+    from safetensors.torch import save_file
+
+    file = Path(folder) / WHITENING
+    file.unlink(missing_ok=True)
+    network = VisionTransformer(folder, blocks=list(range(len(open_vit(folder).blocks))))
+    parts = zip(*(network.tokens(part) for part in pictures.split(250)), strict=True)
+    whitening = Whitening.of([torch.cat(depth) for depth in parts])
+    with written_whole(file) as part:
+        save_file({name: value.half().contiguous() for name, value in whitening.state_dict().items()}, part)
+
+
+def _folder(name: str) -> Path:
+    return ASSETS / name if name == TINY else Path(name)
 
 
 def fit(pictures: Tensor, size: int) -> Tensor:

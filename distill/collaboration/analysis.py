@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ from torch import Tensor
 from distill.collaboration.judges import Judge
 from distill.collaboration.pipeline import AdaptivePipeline, paint
 from distill.data.loading import batches
+from distill.evaluation.distances import Distance
 from distill.files import save_json, written_whole
 from distill.progress import tracked
 from distill.provenance import stamped
 
-Distance = Callable[[Tensor, Tensor], Tensor]  # of B images each, [B, 3, H, W] in [0, 1]: [B]
 RANGES = {"low": (0.0, 0.2), "medium": (0.4, 0.6), "high": (0.8, 1.0)}  # of the distances, as in Figure 3c
 COLUMNS = ("distance", "student", "teacher", "vote", "words", "curvature", "complexity")
 

@@ -8,14 +8,12 @@ from typing import Any
 
 import torch
 
-from distill.collaboration.analysis import Distance
 from distill.collaboration.calibrate import Target, seeded
 from distill.collaboration.calibration import Calibration
 from distill.collaboration.judges import open_judge
 from distill.collaboration.pipeline import KEPT, AdaptiveOutput, AdaptivePipeline
 from distill.data import shapes
 from distill.data.prompts import read_prompts
-from distill.errors import ConfigError
 from distill.files import written_whole
 from distill.inference import grid, open_painter, open_student_painter, pick_device, save_png
 
@@ -65,22 +63,6 @@ def target_of(name: str | None, device: str = "auto") -> Target | None:
         return lambda prompts, images: -fid_of_shapes(images)
     judge = open_judge(name, pick_device(device))
     return lambda prompts, images: float(judge(prompts, images).mean())
-
-
-def distance_of(name: str, device: str = "auto") -> Distance:
-    """LPIPS as a distance of images: `tiny-lpips`, or a trunk of the `lpips` package, whose weights come from the hub.
-
-    Raises:
-        ConfigError: neither.
-    """
-    from distill.perceptual import lpips
-
-    if name not in (lpips.TINY, *lpips.NETWORKS):
-        known = ", ".join((lpips.TINY, *lpips.NETWORKS))
-        raise ConfigError(f"the distance '{name}' is unknown; choose one of {known}")
-    where = pick_device(device)
-    metric = lpips.load_lpips(*((name, None) if name in lpips.NETWORKS else ("squeeze", name))).to(where)
-    return torch.no_grad()(lambda one, other: metric(one.to(where) * 2 - 1, other.to(where) * 2 - 1).flatten())
 
 
 def collaborate(

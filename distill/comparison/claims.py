@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -140,7 +141,7 @@ class Estimate:
         return Estimate({0: difference}, (difference - down, difference + up))
 
 
-def check(claims: list[Claim], rows: list[str], metrics: tuple[str, ...]) -> None:
+def check(claims: list[Claim], rows: list[str], metrics: Sequence[str]) -> None:
     """Refuses claims that could never be judged, before anything is measured for them.
 
     Args:

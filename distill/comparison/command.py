@@ -9,10 +9,9 @@ from pathlib import Path
 from distill.comparison import compare as comparing
 from distill.comparison import report
 from distill.comparison.claims import Claim, check, judge, markdown
+from distill.comparison.measures import Drawn, Measure
 from distill.comparison.rows import NOTHING, Comparison, Entry, rows_of
-from distill.data import shapes
 from distill.errors import ConfigError
-from distill.evaluation.evaluate import HELD_OUT
 from distill.files import save_json
 from distill.provenance import stamped
 
@@ -28,8 +27,10 @@ def compare(
     results: str | None = None,
     claims: list[Claim] = [],  # noqa: B006
     missing: str = "measure",
+    prompts: str | None = None,
+    measures: list[Measure] = [],  # noqa: B006
 ) -> None:
-    """Trains, paints and measures a list of entries on drawn shapes, and writes table, plots and a report.
+    """Trains, paints and measures a list of entries, and writes table, plots and a report.
 
     Args:
         entries: each with a name and one of recipe, checkpoint and pipeline.
@@ -43,20 +44,25 @@ def compare(
         results: the JSON file of all rows; `results.json` in the output if not given.
         claims: orderings that are judged by what was measured, see `distill.comparison.claims.Claim`.
         missing: `measure` rows that are not there, or `skip` them.
+        prompts: a file of prompts or a set's name, see `distill.data.prompts`; captions of drawn images if not given.
+        measures: what rows are measured by, see `distill.comparison.measures`; `Drawn` if not given.
     """
     command, rows, table = shlex.join(["distill", *sys.argv[1:]]), [], []
-    comparison = Comparison(entries, output, samples, seeds, seed, batch_size, runs, missing) if entries else None
+    comparison = None
+    if entries:
+        by = measures or [Drawn()]
+        comparison = Comparison(entries, output, samples, seeds, seed, batch_size, runs, missing, prompts, by)
     names = [f"{row.entry.name}@{row.steps}" for row in rows_of(comparison)] if comparison else []
-    check(claims, names, comparing.METRICS)
+    check(claims, names, comparison.names if comparison else [])
     if comparison is not None:
         rows = comparing.compare(comparison)
     if not rows and not claims:
         raise ConfigError("no row of the list has been measured yet" if entries else NOTHING)
     judged = [judge(claim, rows) for claim in claims]
-    if rows:
-        prompts = shapes.captions(HELD_OUT, range(comparing.SHOWN))
-        table = report.write(rows, prompts, output, command, judged)
-        print(report.markdown(table))
+    if rows and comparison:
+        columns = [*comparison.names, report.COST]
+        table = report.write(rows, columns, comparison.setting.prompts[: comparing.SHOWN], output, command, judged)
+        print(report.markdown(table, columns))
         print(f"the report is {output}/report.html", file=sys.stderr)
     kept = {"table": table, "rows": rows, "claims": judged}
     save_json(stamped(kept, seeds, command), results or Path(output) / "results.json")

@@ -13,19 +13,25 @@ from typing import Any
 from distill.comparison import claims as claimed
 from distill.files import written_whole
 
-COLUMNS = ("fid_shapes", "alignment", "kid", "precision", "recall", "seconds_per_image", "training_minutes")
+COST = "training_minutes"  # the column of what training cost
 Cell = tuple[float, float, float] | None  # mean, lowest and highest; None where nothing is known
 TITLES = {"fid_shapes": "FID (shapes judge)", "alignment": "alignment", "seconds_per_image": "seconds per image",
-          "training_minutes": "device minutes of training"}  # fmt: skip
+          COST: "device minutes of training"}  # fmt: skip
 
 
 def write(
-    results: list[dict[str, Any]], prompts: list[str], folder: str | Path, command: str, claims: list[dict[str, Any]]
+    results: list[dict[str, Any]],
+    columns: list[str],
+    prompts: list[str],
+    folder: str | Path,
+    command: str,
+    claims: list[dict[str, Any]],
 ) -> list[dict[str, Any]]:
     """Writes `table.md`, `table.csv`, `quality.png`, `grid.png` and `report.html`.
 
     Args:
         results: rows as `compare` returns them.
+        columns: what the tables show of each; plots show the first two.
         prompts: of the images that were kept.
         folder: where to.
         command: that made it.
@@ -34,32 +40,32 @@ def write(
     Returns:
         The rows of the table: means over training seeds, with the lowest and highest.
     """
-    folder, table = Path(folder), summary(results)
+    folder, table = Path(folder), summary(results, columns)
     with written_whole(folder / "table.md") as part:
-        part.write_text(markdown(table) + ("\n" + claimed.markdown(claims) if claims else ""))
+        part.write_text(markdown(table, columns) + ("\n" + claimed.markdown(claims) if claims else ""))
     with written_whole(folder / "table.csv") as part, part.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["name", "steps", "seeds", *(f"{c}{end}" for c in COLUMNS for end in ("", "_low", "_high"))])
+        writer.writerow(["name", "steps", "seeds", *(f"{c}{end}" for c in columns for end in ("", "_low", "_high"))])
         for row in table:
             writer.writerow(
-                [row["name"], row["steps"], row["seeds"], *(v for c in COLUMNS for v in row[c] or ("", "", ""))]
+                [row["name"], row["steps"], row["seeds"], *(v for c in columns for v in row[c] or ("", "", ""))]
             )
-    for name, figure in (("quality", pareto(table)), ("grid", grid(results, prompts))):
+    for name, figure in (("quality", pareto(table, columns[:2])), ("grid", grid(results, prompts))):
         with written_whole(folder / f"{name}.png") as part:
             figure.savefig(part, dpi=110, format="png")
     with written_whole(folder / "report.html") as part:
-        part.write_text(page(results, table, prompts, folder, command, claims))
+        part.write_text(page(results, table, columns, prompts, folder, command, claims))
     return table
 
 
-def summary(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def summary(results: list[dict[str, Any]], columns: list[str]) -> list[dict[str, Any]]:
     """A row per name and number of steps: each metric as mean, lowest and highest over training seeds; the bootstrap's
     bounds where there is one seed.
     """
     table = []
     for name, steps in dict.fromkeys((row["name"], row["steps"]) for row in results):
         some = [row for row in results if (row["name"], row["steps"]) == (name, steps)]
-        cells = {column: _spread(some, column) for column in COLUMNS}
+        cells = {column: _spread(some, column) for column in columns}
         table.append({"name": name, "steps": steps, "seeds": len(some), **cells})
     return table
 
@@ -75,17 +81,17 @@ def _spread(rows: list[dict[str, Any]], column: str) -> Cell:
 
 
 def _value(row: dict[str, Any], column: str) -> float | None:
-    """A metric; what training cost is known of what the comparison trained."""
-    if column == "training_minutes":
+    """A metric, as far as it is known; what training cost is of what the comparison trained."""
+    if column == COST:
         return float(row["training"]["device_seconds"]) / 60 if "training" in row else None
-    return float(row[column])
+    return float(row[column]) if column in row else None
 
 
-def markdown(table: list[dict[str, Any]]) -> str:
+def markdown(table: list[dict[str, Any]], columns: list[str]) -> str:
     """The table, each cell the mean with its lowest and highest."""
-    lines = [f"| name | steps | seeds | {' | '.join(COLUMNS)} |", "|---|" + "---|" * (len(COLUMNS) + 2)]
+    lines = [f"| name | steps | seeds | {' | '.join(columns)} |", "|---|" + "---|" * (len(columns) + 2)]
     for row in table:
-        cells = [" ".join(filter(None, _cell(row[c]))) for c in COLUMNS]
+        cells = [" ".join(filter(None, _cell(row[c]))) for c in columns]
         lines.append(f"| {row['name']} | {row['steps']} | {row['seeds']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -98,22 +104,24 @@ def _cell(value: Cell) -> tuple[str, str]:
     return f"{mean_value:.4g}", f"({low:.4g} to {high:.4g})" if low < high else ""
 
 
-def pareto(table: list[dict[str, Any]]) -> Any:
-    """Quality against steps, seconds per image and minutes of training, a line per name."""
+def pareto(table: list[dict[str, Any]], metrics: list[str]) -> Any:
+    """Two metrics against steps, seconds per image and minutes of training, a line per name."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(16, 7), layout="constrained")
     axes = figure.subplots(2, 3)
-    for line, metric in zip(axes, ("fid_shapes", "alignment"), strict=True):
-        for axis, across in zip(line, ("steps", "seconds_per_image", "training_minutes"), strict=True):
+    for line, metric in zip(axes, metrics, strict=False):
+        for axis, across in zip(line, ("steps", "seconds_per_image", COST), strict=True):
             for name in dict.fromkeys(row["name"] for row in table):
-                rows = [row for row in table if row["name"] == name and (across == "steps" or row[across])]
+                rows = [
+                    row for row in table if row["name"] == name and row[metric] and (across == "steps" or row[across])
+                ]
                 x = [row["steps"] if across == "steps" else row[across][0] for row in rows]
                 y = [row[metric][0] for row in rows]
                 error = [[max(row[metric][0] - row[metric][1], 0) for row in rows],
                          [max(row[metric][2] - row[metric][0], 0) for row in rows]]  # fmt: skip
                 axis.errorbar(x, y, yerr=error, marker="o", capsize=2, label=name)
-            axis.set(xscale="log", xlabel=TITLES.get(across, across), ylabel=TITLES[metric])
+            axis.set(xscale="log", xlabel=TITLES.get(across, across), ylabel=TITLES.get(metric, metric))
             if across == "steps":
                 axis.minorticks_off()
                 counts = sorted({row["steps"] for row in table})
@@ -158,6 +166,7 @@ def _wrapped(text: str, width: int) -> list[str]:
 def page(
     results: list[dict[str, Any]],
     table: list[dict[str, Any]],
+    columns: list[str],
     prompts: list[str],
     folder: Path,
     command: str,
@@ -166,13 +175,13 @@ def page(
     """One HTML file that needs nothing else: a table that sorts, plots, and two rows side by side."""
     images = {f"{row['name']}, {row['steps']} steps": _pictures(Path(row["images"])) for row in _first_seeds(results)}
     about = f"{results[0]['samples']} images a row, seed {results[0]['seed']}, against {results[0]['reference']}"
-    head = "".join(f"<th>{html.escape(c)}</th>" for c in ("name", "steps", "seeds", *COLUMNS))
+    head = "".join(f"<th>{html.escape(c)}</th>" for c in ("name", "steps", "seeds", *columns))
     body = ""
     for row in table:
         cells = f"<td>{html.escape(row['name'])}</td><td>{row['steps']}</td><td>{row['seeds']}</td>"
         cells += "".join(
             f'<td data-value="{(row[c] or [""])[0]}">{mean_value} <small>{bounds}</small></td>'
-            for c in COLUMNS
+            for c in columns
             for mean_value, bounds in (_cell(row[c]),)
         )
         body += f"<tr>{cells}</tr>\n"
@@ -214,7 +223,7 @@ small {{ color: #777; }}
 </style></head><body>
 <h1>distill compare</h1>
 <p><code>{command}</code><br>{about}. A cell is the mean over training seeds with the lowest and highest;
-of a single run, FID and alignment with the 95 % interval of a bootstrap. Click a title to sort.</p>
+of a single run the 95 % interval of a bootstrap, where there is one. Click a title to sort.</p>
 <table id="table"><thead><tr>{head}</tr></thead><tbody>
 {body}</tbody></table>
 <img class="plot" alt="quality against steps and seconds" src="{plot}">

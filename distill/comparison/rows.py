@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -12,7 +10,11 @@ from typing import Any
 
 import yaml
 
+from distill.comparison.measures import Drawn, Measure, Setting, digest, specification
+from distill.data import shapes
+from distill.data.prompts import read_prompts
 from distill.errors import ConfigError
+from distill.evaluation.evaluate import HELD_OUT
 from distill.files import ASSETS, checksum
 
 NOTHING = "there is nothing to compare; give entries, each with a name and a recipe, checkpoint or pipeline"
@@ -31,6 +33,7 @@ class Entry:
         pipeline: shipped name, folder or hub id.
         steps: numbers of steps to measure at.
         guidance, solver: of a pipeline, as in `distill evaluate`.
+        teacher: of a pipeline, for measures that compare it with its teacher; a checkpoint knows its own.
 
     Raises:
         ConfigError: none or several of the three.
@@ -45,6 +48,7 @@ class Entry:
     steps: list[int] = field(default_factory=lambda: [1, 2, 4])
     guidance: float | None = None
     solver: str | None = None
+    teacher: str | None = None
 
     def __post_init__(self) -> None:
         given = [name for name in ("recipe", "checkpoint", "pipeline") if getattr(self, name)]
@@ -73,6 +77,8 @@ class Comparison:
         runs: where recipes are trained, and rows are kept with their images under `rows`. A row that is there is not
             measured again, by this list or another, so a comparison can be killed and continued.
         missing: `measure` rows that are not there, or `skip` them.
+        prompts: a file of prompts or a set's name, used in turn; captions of held-out drawn images if not given.
+        measures: what rows are measured by; `Drawn` if there are none.
     """
 
     entries: list[Entry]
@@ -83,6 +89,8 @@ class Comparison:
     batch_size: int = 64
     runs: str = "runs"
     missing: str = "measure"
+    prompts: str | None = None
+    measures: list[Measure] = field(default_factory=lambda: [Drawn()])
 
     def __post_init__(self) -> None:
         names = [entry.name for entry in self.entries]
@@ -99,6 +107,8 @@ class Comparison:
             raise ConfigError(f"rows that are missing can be measured or skipped: measure or skip, not {self.missing}")
         if self.samples < 100:
             raise ConfigError(f"distances of less than 100 images say nothing; got samples={self.samples}")
+        if twice := sorted({name for name in self.names if self.names.count(name) > 1}):
+            raise ConfigError(f"the measures give {', '.join(twice)} more than once; leave one of them out")
 
     def first(self, entry: Entry) -> Entry:
         """The one that an entry comes after.
@@ -110,6 +120,18 @@ class Comparison:
             if other.name == entry.after:
                 return other
         raise ConfigError(f"the entry '{entry.name}' is after '{entry.after}', and no entry above it has that name")
+
+    @property
+    def names(self) -> list[str]:
+        """Of what rows are measured by, in the order of tables."""
+        return [*(name for measure in self.measures for name in measure.names), "seconds_per_image"]
+
+    @cached_property
+    def setting(self) -> Setting:
+        """What the images of all rows have in common."""
+        lines = read_prompts(self.prompts) if self.prompts else shapes.captions(HELD_OUT, range(self.samples))
+        asked = [lines[index % len(lines)] for index in range(self.samples)]
+        return Setting(asked, self.seed, self.batch_size, Path(self.runs) / "measures")
 
     @cached_property
     def contents(self) -> dict[str, Any]:
@@ -134,12 +156,16 @@ class Row:
             "measured": [comparison.samples, comparison.seed, comparison.batch_size],
             "seed": self.seed,
         }
+        if comparison.prompts:
+            settings["prompts"] = comparison.setting.prompts
+        if (by := specification(comparison.measures)) != specification([Drawn()]):
+            settings["by"] = [by, entry.teacher]
         source = Path(str(entry.recipe or entry.checkpoint or entry.pipeline)).stem
-        return Path(comparison.runs) / "rows" / f"{source}-{self.steps}-{_digest(settings)}.json"
+        return Path(comparison.runs) / "rows" / f"{source}-{self.steps}-{digest(settings)}.json"
 
     def run(self, comparison: Comparison) -> Path:
         """Where its recipe is trained."""
-        name = f"{Path(str(self.entry.recipe)).stem}_{_digest(self._training(comparison))}_seed_{self.seed}"
+        name = f"{Path(str(self.entry.recipe)).stem}_{digest(self._training(comparison))}_seed_{self.seed}"
         return Path(comparison.runs) / name
 
     def before(self, comparison: Comparison) -> Row | None:
@@ -194,8 +220,8 @@ def weights(value: Any) -> dict[str, str]:
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list):
-        return {name: digest for one in value for name, digest in weights(one).items()}
-    return {value: digest} if isinstance(value, str) and (digest := _shipped(value)) else {}
+        return {name: found for one in value for name, found in weights(one).items()}
+    return {value: found} if isinstance(value, str) and (found := _shipped(value)) else {}
 
 
 @cache
@@ -205,7 +231,7 @@ def _shipped(name: str) -> str | None:
     for path in (ASSETS / name, ASSETS / f"{name}.safetensors"):
         files = sorted(file for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
         if files:
-            return _digest([[str(file.relative_to(ASSETS)), checksum(file)] for file in files])
+            return digest([[str(file.relative_to(ASSETS)), checksum(file)] for file in files])
     return None
 
 
@@ -213,7 +239,3 @@ def _stamp(path: Path) -> list[Any] | None:
     """Sizes and times of a file or of a folder's files; None where there is nothing."""
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files] if path.exists() else None
-
-
-def _digest(about: Any) -> str:
-    return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:10]

@@ -10,11 +10,22 @@ from torch import Tensor
 
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
     """Fréchet distance of Gaussians fitted to features `[N, D]` and `[M, D]` (FID, arXiv 1706.08500); in float64."""
-    first, second = real.double(), fake.double()
-    mean = (first.mean(0) - second.mean(0)).square().sum()
-    one, other = torch.cov(first.T), torch.cov(second.T)
-    cross = torch.linalg.eigvals(one @ other).sqrt().real.sum()
-    return float(mean + one.trace() + other.trace() - 2 * cross)
+    return frechet_to(real)(fake)
+
+
+def frechet_to(real: Tensor) -> Callable[[Tensor], float]:
+    """The same to one set of real features, whose covariance's square root is computed once."""
+    mean, one = real.double().mean(0), torch.cov(real.double().T)
+    values, vectors = torch.linalg.eigh(one)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+    def distance(fake: Tensor) -> float:
+        other = torch.cov(fake.double().T)
+        cross = torch.linalg.eigvalsh(root @ other @ root).clamp(min=0).sqrt().sum()
+        apart = (mean - fake.double().mean(0)).square().sum()
+        return float(apart + one.trace() + other.trace() - 2 * cross)
+
+    return distance
 
 
 def kernel_distance(real: Tensor, fake: Tensor, degree: int = 3) -> float:

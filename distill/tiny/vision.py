@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, normalize
 
+from distill.adversarial.vision import save_whitening
+from distill.data.shapes_data import ShapesDataset
 from distill.diffusion.denoiser import attention
 from distill.files import written_whole
 
@@ -17,6 +19,7 @@ SIDE, PATCH, WIDTH = 32, 4, 96
 SIZES: dict[str, Any] = {
     "img_size": SIDE, "patch_size": PATCH, "embed_dim": WIDTH, "depth": 6, "num_heads": 3, "init_values": 1.0
 }  # fmt: skip
+WHITENED = 1000  # pictures that tokens are whitened by
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)  # of the pictures in [0, 1] it sees
 
 
@@ -107,6 +110,7 @@ class VisionTraining(L.LightningModule):
     def on_fit_end(self) -> None:
         if self.trainer.is_global_zero:
             save_vision(self.network, self.output)
+            save_whitening(self.output, ShapesDataset(WHITENED, seed=77).__getitems__(list(range(WHITENED)))["pixels"])
 
 
 def _places(side: int, width: int) -> Tensor:

@@ -10,8 +10,6 @@ import torch
 from distill.cli import main
 from distill.collaboration.analysis import _Path as Route
 from distill.collaboration.analysis import agreement, findings, intervals
-from distill.collaboration.commands import distance_of
-from distill.errors import ConfigError
 
 
 def test_curvature_of_a_straight_path_is_none() -> None:
@@ -81,8 +79,3 @@ def test_command(sd_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         stopped.value.code == 2
         and "needs 3 teacher steps and 10 prompts or more; got 1 and 16" in capsys.readouterr().err
     )
-
-
-def test_unknown_distances_are_refused() -> None:
-    with pytest.raises(ConfigError, match="the distance 'dreamsim' is unknown; choose one of tiny-lpips, vgg"):
-        distance_of("dreamsim")

@@ -14,12 +14,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
 from distill.cli import main
 from distill.comparison.claims import Claim, Source, check, judge
-from distill.comparison.compare import METRICS, Reference, _cost, _trained, _values, compare
+from distill.comparison.compare import _cost, _trained, compare
+from distill.comparison.measures import Diversity, Drawn, LikeTeacher
 from distill.comparison.report import _claims, markdown, summary
 from distill.comparison.rows import Comparison, Entry, rows_of, weights
 from distill.errors import ConfigError
@@ -167,27 +167,19 @@ def test_bad_lists_get_a_sentence(tmp_path: Path) -> None:
         Comparison([entry], str(tmp_path), samples=10)
 
 
-def test_real_images_against_themselves_are_perfect() -> None:
-    reference = Reference(200, count=200)
-    right = torch.full((200,), 3)
-    values = _values(reference.features, reference.features, right, right)
-    assert values["fid_shapes"] == pytest.approx(0, abs=1e-3) and values["alignment"] == 1
-    assert values["precision"] == values["recall"] == 1
-    low, high = values["fid_shapes_interval"]
-    assert low <= 0.01 and high >= 0
-
-
 def test_summary_spreads_over_training_seeds() -> None:
     metrics = {name: 0.5 for name in ("alignment", "kid", "precision", "recall", "seconds_per_image")}
     rows = [
         {"name": "a", "steps": 1, "fid_shapes": value, "fid_shapes_interval": [0, 9], **metrics} for value in (1.0, 3.0)
     ]
     alone = {"name": "b", "steps": 1, "fid_shapes": 4.0, "fid_shapes_interval": [3.0, 5.0], **metrics}
-    first, second = summary([*rows, alone])
+    columns = ["fid_shapes", *metrics, "to_teacher", "training_minutes"]
+    first, second = summary([*rows, alone], columns)
     assert first["seeds"] == 2 and first["fid_shapes"] == (2.0, 1.0, 3.0)
     assert second["seeds"] == 1 and second["fid_shapes"] == (4.0, 3.0, 5.0)
     assert second["training_minutes"] is None, "nobody knows what it cost"
-    assert markdown([second]).endswith("| 0.5 | - |\n")
+    assert second["to_teacher"] is None, "it has no teacher"
+    assert markdown([second], columns).endswith("| 0.5 | - | - |\n")
 
 
 def test_claims_are_part_of_the_page() -> None:
@@ -302,6 +294,7 @@ def claim_of(settings: dict[str, Any]) -> Claim:
     return Claim(**settings, values=values)
 
 
+MEASURES: dict[str, Any] = {measure.__name__: measure for measure in (Drawn, LikeTeacher, Diversity)}
 LISTS = sorted([*ROOT.glob("benchmarks/*.yaml"), *ROOT.glob("benchmarks/papers/*.yaml")])
 
 
@@ -313,7 +306,9 @@ def test_lists_of_the_benchmarks_are_lists(file: Path, monkeypatch: pytest.Monke
     entries = [Entry(**entry) for entry in settings.pop("entries", [])]
     claims = [claim_of(claim) for claim in settings.pop("claims", [])]
     assert settings.pop("results").startswith("benchmarks/results/") and (entries or claims)
-    names = [f"{row.entry.name}@{row.steps}" for row in rows_of(Comparison(entries, **settings))] if entries else []
-    check(claims, names, METRICS)
+    measures = [MEASURES[one["class_path"]](**one.get("init_args", {})) for one in settings.pop("measures", [])]
+    listed = Comparison(entries, **settings, measures=measures or [Drawn()]) if entries else None
+    names = [f"{row.entry.name}@{row.steps}" for row in rows_of(listed)] if listed else []
+    check(claims, names, listed.names if listed else [])
     for claim in claims:
         judge(claim, [])

@@ -32,7 +32,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append(row | {"reference": "drawn images"})
     rows[1]["training"] = {"device_seconds": 600.0}
     rows[2]["training"] = {"device_seconds": 60.0}
-    write(rows, PROMPTS, folder / "out", "distill compare --config list.yaml", [])
+    columns = ["fid_shapes", "alignment", "kid", "precision", "recall", "seconds_per_image", "training_minutes"]
+    write(rows, columns, PROMPTS, folder / "out", "distill compare --config list.yaml", [])
     return folder / "out" / "report.html"
 
 

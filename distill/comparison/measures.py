@@ -1,0 +1,344 @@
+"""What the rows of a comparison are measured by: each measure looks at a row's images as they are painted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill import backbones
+from distill.backbones.base import Autoencoder
+from distill.collaboration.judges import open_judge
+from distill.data import shapes
+from distill.data.loading import batches
+from distill.data.shapes_data import ShapesDataset
+from distill.errors import ConfigError
+from distill.evaluation.distances import DISTANCES, Distance, open_distance
+from distill.evaluation.evaluate import HELD_OUT, reference_images
+from distill.evaluation.metrics import read_back
+from distill.evaluation.shapes_judge import load_shapes_judge
+from distill.evaluation.statistics import bootstrap, frechet_to, kernel_distance, precision_recall
+from distill.files import written_whole
+from distill.inference import Painter, open_painter, pick_device
+from distill.perceptual.latent_lpips import TINY as TINY_LATENT
+from distill.perceptual.latent_lpips import LatentLPIPS
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the images of every row come about.
+
+    Attributes:
+        prompts: of the images.
+        seed: of their noise.
+        batch_size: images per call.
+        cache: folder for what is computed once for all rows.
+    """
+
+    prompts: list[str]
+    seed: int
+    batch_size: int
+    cache: Path
+
+
+class Measure:
+    """A few numbers about a row. Subclasses are dataclasses, whose fields are part of what tells rows apart."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the numbers, as tables and claims call them; where one is uncertain, `NAME_interval` goes with it."""
+        raise NotImplementedError
+
+    def begin(self, setting: Setting, painter: Painter) -> None:
+        """Forgets all images, and looks at what is to paint."""
+        raise NotImplementedError
+
+    def update(self, part: list[int], images: Tensor) -> None:
+        """Sees the images `[B, 3, H, W]` in [0, 1] of the prompts with the indices `part`; all come once, in order."""
+        raise NotImplementedError
+
+    def values(self) -> dict[str, Any]:
+        """The numbers, once all images were seen, and what they were measured against; a number that this row cannot
+        have is left out.
+        """
+        raise NotImplementedError
+
+
+@dataclass
+class Drawn(Measure):
+    """Against held-out drawn images, by the shapes judge: the tiny world's Inception and CLIP in one.
+
+    Attributes:
+        count: held-out images on the other side.
+    """
+
+    count: int = 10000
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("fid_shapes", "alignment", "kid", "precision", "recall")
+
+    def begin(self, setting: Setting, painter: Painter) -> None:
+        self.judge, self.prompts = load_shapes_judge(), setting.prompts
+        self.seen: list[list[Tensor]] = []  # features, attributes read right, attributes named
+
+    def update(self, part: list[int], images: Tensor) -> None:
+        try:
+            asked = shapes.parse([self.prompts[index] for index in part])
+        except ValueError as error:
+            raise ConfigError(f"the measure Drawn reads drawn shapes only, so name other measures: {error}") from error
+        with torch.no_grad():
+            features, read = self.judge.features(images * 2 - 1), self.judge.read(images * 2 - 1)
+        self.seen.append([features, *read_back(read, asked)])
+
+    def values(self) -> dict[str, Any]:
+        features, right, named = (torch.cat(column) for column in zip(*self.seen, strict=True))
+        real, count = held_out_features(self.count), len(features)
+
+        def aligned(some: Tensor) -> float:
+            return float(right[some].sum() / named[some].sum())
+
+        return distances(real, features, "fid_shapes", draws=100) | {
+            "alignment": round(aligned(torch.arange(count)), 5),
+            "alignment_interval": bootstrap(aligned, count),
+            "reference": f"{self.count} held-out drawn images",
+        }
+
+
+@dataclass
+class RealImages(Measure):
+    """Against a folder of real images, by the Inception network of torch-fidelity: FID, KID, precision and recall.
+
+    Features of the folder are computed once and kept. Use as many images as the protocol asks for: ADD and
+    Diffusion2GAN report 5,000 and 30,000 of COCO.
+
+    Attributes:
+        reference: the folder; images are resized and centre-cropped to the size of the painted ones.
+        inception: weight file; downloaded if not given.
+        draws: resamples of the bootstrap.
+    """
+
+    reference: str
+    inception: str | None = None
+    draws: int = 20
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("fid", "kid", "precision", "recall")
+
+    def begin(self, setting: Setting, painter: Painter) -> None:
+        self.cache, self.seen, self.size = setting.cache, [], (0, 0)  # type: ignore[var-annotated]
+
+    def update(self, part: list[int], images: Tensor) -> None:
+        self.size = (images.shape[-2], images.shape[-1])
+        self.seen.append(self._features(images))
+
+    def values(self) -> dict[str, Any]:
+        real = self._real()
+        about = {"reference": f"{len(real)} images of {self.reference}"}
+        return distances(real, torch.cat(self.seen), "fid", self.draws) | about
+
+    @cached_property
+    def network(self) -> Any:
+        """Images in [0, 1] -> features `[B, 2048]`."""
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
+        return NoTrainInceptionV3("inception-v3-compat", ["2048"], self.inception).eval().to(pick_device("auto"))
+
+    @torch.no_grad()
+    def _features(self, images: Tensor) -> Tensor:
+        where = pick_device("auto")
+        return self.network((images * 255).clamp(0, 255).to(where, torch.uint8)).cpu()
+
+    def _real(self) -> Tensor:
+        files = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(Path(self.reference).rglob("*"))]
+        file = self.cache / f"{digest([files, self.size, self.inception])}.pt"
+        if not file.is_file():
+            images = reference_images(self.reference, self.size)
+            features = torch.cat([self._features(image[None]) for image in images])
+            with written_whole(file) as part:
+                torch.save(features, part)
+        return torch.load(file, weights_only=True)
+
+
+@dataclass
+class Judged(Measure):
+    """The mean score of a judge: CLIP score, ImageReward, PickScore, ..., see `open_judge`.
+
+    Attributes:
+        judge: its name, such as `clip:ViT-g-14:laion2b_s34b_b88k`.
+    """
+
+    judge: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.judge.split(":")[0],)
+
+    def begin(self, setting: Setting, painter: Painter) -> None:
+        self.prompts, self.scores = setting.prompts, []  # type: ignore[var-annotated]
+
+    @cached_property
+    def network(self) -> Any:
+        """The judge, opened once."""
+        return open_judge(self.judge, pick_device("auto"))
+
+    def update(self, part: list[int], images: Tensor) -> None:
+        self.scores.append(self.network([self.prompts[index] for index in part], images))
+
+    def values(self) -> dict[str, Any]:
+        return mean_of(torch.cat(self.scores), self.names[0])
+
+
+@dataclass
+class LikeTeacher(Measure):
+    """How far a student's images are from its teacher's own of the same noise and prompts (Diffusion2GAN, Table 5).
+
+    Students of checkpoints know their teacher; an entry of a pipeline names it as `teacher`, or has no such number.
+    The teacher is called as its folder says.
+
+    Attributes:
+        distances: of `open_distance`; `tiny-latent-lpips` compares what the student's autoencoder makes of them.
+        images: how many, the first ones.
+    """
+
+    distances: list[str] = field(default_factory=lambda: ["shapes", "tiny-lpips"])
+    images: int = 500
+
+    def __post_init__(self) -> None:
+        known = (*DISTANCES, TINY_LATENT)
+        if unknown := [name for name in self.distances if name not in known]:
+            raise ConfigError(f"LikeTeacher's distances are some of {', '.join(known)}; got {', '.join(unknown)}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(f"to_teacher_{name}" for name in self.distances)
+
+    def begin(self, setting: Setting, painter: Painter) -> None:
+        self.painted = None
+        if painter.teacher:
+            self.painted = teachers_own(painter.teacher, setting, self.images)
+        networks = {name: self._open(name, painter) for name in self.distances}
+        self.networks, self.apart = networks, {name: [] for name in networks}  # type: ignore[var-annotated]
+
+    def _open(self, name: str, painter: Painter) -> Distance:
+        if name != TINY_LATENT:
+            return open_distance(name, pick_device("auto"))
+        metric, autoencoder = LatentLPIPS.load(name), Autoencoder(painter.pipeline.vae)
+        where = painter.pipeline.device
+
+        @torch.no_grad()
+        def measure(one: Tensor, other: Tensor) -> Tensor:
+            latents = (autoencoder.encode(images.to(where) * 2 - 1).float().cpu() for images in (one, other))
+            return metric(*latents).flatten()
+
+        return measure
+
+    def update(self, part: list[int], images: Tensor) -> None:
+        known = [index for index in part if index < self.images]
+        if self.painted is not None and known:
+            for name, network in self.networks.items():
+                self.apart[name].append(network(images[: len(known)], self.painted[known]))
+
+    def values(self) -> dict[str, Any]:
+        if self.painted is None:
+            return {}
+        each = (mean_of(torch.cat(self.apart[name]), f"to_teacher_{name}") for name in self.distances)
+        return {name: value for values in each for name, value in values.items()}
+
+
+@dataclass
+class Diversity(Measure):
+    """How unlike the images of one prompt are: the mean distance of all pairs, over prompts.
+
+    With `dreamsim` this is the DreamDiv of Diffusion2GAN (arXiv 2405.05967); with another distance it stands in for it
+    under its own name.
+
+    Attributes:
+        distance: of `open_distance`.
+        prompts: how many, the first ones.
+        images: of each prompt.
+    """
+
+    distance: str = "tiny-lpips"
+    prompts: int = 50
+    images: int = 4
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (f"diversity_{self.distance}",)
+
+    def begin(self, setting: Setting, painter: Painter) -> None:
+        self.setting, self.painter = setting, painter
+
+    def update(self, part: list[int], images: Tensor) -> None:
+        """Paints images of its own."""
+
+    def values(self) -> dict[str, Any]:
+        network, setting = open_distance(self.distance, pick_device("auto")), self.setting
+        asked = [prompt for prompt in setting.prompts[: self.prompts] for _ in range(self.images)]
+        painted = self.painter(asked, setting.seed, setting.batch_size).unflatten(0, (-1, self.images))
+        pairs = torch.combinations(torch.arange(self.images)).unbind(1)
+        apart = torch.stack([network(images[pairs[0]], images[pairs[1]]).mean() for images in painted])
+        return mean_of(apart, self.names[0])
+
+
+def distances(real: Tensor, fake: Tensor, fid: str, draws: int) -> dict[str, Any]:
+    """Of features `[N, D]` and `[M, D]`: the Fréchet distance, called `fid`, with its interval; KID, precision, recall,
+    of as many on both sides.
+    """
+    frechet, some, scale = frechet_to(real), real[: len(fake)], real.std()  # KID's kernel is made for features of 1
+    precision, recall = precision_recall(some, fake)
+    return {
+        fid: round(frechet(fake), 3),
+        f"{fid}_interval": bootstrap(lambda chosen: frechet(fake[chosen]), len(fake), draws),
+        "kid": round(kernel_distance(some / scale, fake / scale), 5),
+        "precision": round(precision, 4),
+        "recall": round(recall, 4),
+    }
+
+
+def mean_of(each: Tensor, name: str) -> dict[str, Any]:
+    """The mean of `[N]`, with the interval of a bootstrap."""
+    interval = bootstrap(lambda some: float(each[some].mean()), len(each))
+    return {name: round(float(each.mean()), 5), f"{name}_interval": interval}
+
+
+@cache
+def held_out_features(count: int) -> Tensor:
+    """The shapes judge's features of held-out drawn images, `[count, 64]`."""
+    judge, images = load_shapes_judge(), ShapesDataset(count, seed=HELD_OUT)
+    parts = (images.__getitems__(part)["pixels"] for part in batches(range(count), 256))
+    with torch.no_grad():
+        return torch.cat([judge.features(pixels) for pixels in parts])
+
+
+def teachers_own(teacher: str, setting: Setting, count: int) -> Tensor:
+    """The images `[N, 3, H, W]` in [0, 1] that a teacher paints of the first prompts; kept as 8-bit values."""
+    painter, prompts = open_painter(teacher), setting.prompts[:count]
+    about = [backbones.load(teacher).fingerprint, painter.call, prompts, setting.seed, setting.batch_size]
+    return _kept(setting.cache / f"{digest(about)}.pt", lambda: painter(prompts, setting.seed, setting.batch_size))
+
+
+def _kept(file: Path, paint: Callable[[], Tensor]) -> Tensor:
+    if not file.is_file():
+        with written_whole(file) as part:
+            torch.save((paint() * 255).round().to(torch.uint8), part)
+    return torch.load(file, weights_only=True) / 255
+
+
+def specification(measures: list[Measure]) -> list[Any]:
+    """What tells these measures from others."""
+    return [[type(measure).__name__, asdict(measure)] for measure in measures]  # type: ignore[call-overload]
+
+
+def digest(about: Any) -> str:
+    """Ten letters that stand for a value made of plain ones."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:10]
