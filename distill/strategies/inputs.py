@@ -47,16 +47,23 @@ class NoisedData(Inputs):
         levels: where the student is trained; a few discrete ones for a few-step student.
         warmup: other levels for the first steps (LADD, section 4: only .5 and .25 at first).
         warmup_steps: how many.
+        pure_noise: whether a few-step student is asked at t = 1 what it will be asked when it samples, the noise alone.
+            A schedule that does not end at zero SNR, such as Stable Diffusion's, mixes a trace of the data into it
+            (arXiv 2305.08891), and a student that reads its picture's brightness there has nothing to read later. ADD
+            (section 3) enforces zero SNR to this end.
     """
 
-    def __init__(self, levels: Levels, warmup: Levels | None = None, warmup_steps: int = 0):
-        self.levels, self.warmup, self.warmup_steps = levels, warmup, warmup_steps
+    def __init__(self, levels: Levels, warmup: Levels | None = None, warmup_steps: int = 0, pure_noise: bool = True):
+        self.levels, self.warmup, self.warmup_steps, self.pure_noise = levels, warmup, warmup_steps, pure_noise
         self.few_levels = list(levels.values) if isinstance(levels, Discrete) else []
 
     def __call__(self, batch: Batch, process: Process, step: int) -> tuple[Tensor, Tensor]:
         levels = self.warmup if self.warmup is not None and step < self.warmup_steps else self.levels
         t = levels.draw(batch.draws, "inputs/t")
-        return process.add_noise(batch.x0, t, batch.draws.like("inputs/noise", batch.x0)), t
+        noise = batch.draws.like("inputs/noise", batch.x0)
+        x_t = process.add_noise(batch.x0, t, noise)
+        alone = (t >= 1) & (self.pure_noise and bool(self.few_levels))
+        return torch.where(alone[:, None, None, None], noise, x_t), t
 
 
 class PairedNoise(Inputs):

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from distill.adversarial.vision import VisionTransformer, fit
+from distill.adversarial.vision import FLOOR, WHITENING, VisionTransformer, Whitening, fit, save_whitening
 from distill.errors import ConfigError
 from tests import tiny
 
@@ -81,3 +82,37 @@ def test_what_is_no_vision_transformer_is_refused(tmp_path: Path, vit_folder: Pa
         VisionTransformer(str(vit_folder), blocks=[4])
     with pytest.raises(ConfigError, match="patches of 4 pixels; size=18 does not divide"):
         VisionTransformer(str(vit_folder), size=18)
+
+
+def test_whitened_tokens_are_uncorrelated_and_of_like_variance() -> None:
+    """Variances far above the floor become 1 and stay where they were; one far below it is not blown up."""
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.linalg.qr(torch.randn(4, 4, generator=generator)).Q
+    scales = torch.tensor([100.0, 10.0, 1e3, 1e-3])
+    tokens = (directions * scales) @ torch.randn(50, 4, 400, generator=generator) + torch.arange(4.0)[:, None]
+    (white,) = Whitening.of([tokens])([tokens])
+    flat = white.transpose(1, 2).flatten(0, 1)
+    assert flat.mean(0).abs().max() < 1e-3
+    mean_variance = (scales**2).mean()
+    expected = scales**2 / (scales**2 + FLOOR * mean_variance)
+    found = directions.T @ torch.cov(flat.T) @ directions
+    torch.testing.assert_close(found.diagonal(), expected, atol=0.02, rtol=0.02)
+    assert (found - found.diagonal().diag()).abs().max() < 0.02
+    matrix = Whitening.of([tokens]).matrices[0]
+    torch.testing.assert_close(matrix, matrix.T)
+
+
+def test_a_folder_with_a_whitening_is_read_with_it(vit_folder: Path, tmp_path: Path, pictures: Tensor) -> None:
+    folder = tmp_path / "vit"
+    shutil.copytree(vit_folder, folder)
+    raw = VisionTransformer(str(folder)).tokens(pictures)
+    for _ in range(2):  # a second time it looks at the raw tokens again
+        save_whitening(str(folder), pictures)
+    whitened = VisionTransformer(str(folder)).tokens(pictures)
+    for tokens, expected in zip(whitened, Whitening.of(raw)(raw), strict=True):
+        torch.testing.assert_close(tokens, expected, atol=0.02, rtol=0.02)  # stored as float16
+    (_, last) = VisionTransformer(str(folder), blocks=[3]).tokens(pictures)
+    torch.testing.assert_close(last, whitened[-1])
+    (folder / WHITENING).unlink()
+    for tokens, expected in zip(VisionTransformer(str(folder)).tokens(pictures), raw, strict=True):
+        assert torch.equal(tokens, expected)

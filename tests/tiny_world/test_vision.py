@@ -79,15 +79,26 @@ def test_spoilt_copies_are_other_pictures_of_the_same_size() -> None:
 
 
 def test_tokens_tell_blur_better_than_noise() -> None:
-    """Of the same pictures, against how far tokens of different pictures lie apart."""
+    """Of the same pictures, against how far tokens of different pictures lie apart, before they are whitened."""
     pictures = ShapesDataset(64, seed=9).__getitems__(list(range(64)))["pixels"]
     generator = torch.Generator().manual_seed(0)
     blurred = gaussian_blur(pictures, [5, 5], [1.0, 1.0])
     size = (blurred - pictures).square().mean().sqrt()
     noised = pictures + size * torch.randn(pictures.shape, generator=generator)
     network = VisionTransformer(TINY)
+    network.whitening = None
     with torch.no_grad():
         clean, blurry, noisy = (network.tokens(some) for some in (pictures, blurred, noised))
     for depth in (2, 3, 4):
         by_blur, by_noise = ((some[depth] - clean[depth]).square().mean().sqrt() for some in (blurry, noisy))
         assert by_blur > 1.2 * by_noise, f"depth {depth}: {by_blur:.3f} by blur, {by_noise:.3f} by noise"
+
+
+def test_tokens_say_what_their_own_place_holds() -> None:
+    """Not only what the whole picture is: of what differs between pictures, this much differs between places too."""
+    pictures = ShapesDataset(200, seed=5).__getitems__(list(range(200)))["pixels"]
+    with torch.no_grad():
+        for tokens, asked in zip(VisionTransformer(TINY).tokens(pictures), (0.8, 0.6, 0.3, 0.3, 0.2), strict=True):
+            apart = tokens - tokens.mean(0)
+            local = apart - apart.mean(2, keepdim=True)
+            assert local.square().mean() > asked * apart.square().mean()
