@@ -6,14 +6,18 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from distill.comparison.rows import Comparison, Row, rows_of
+from distill.collaboration.calibrate import HELD_OUT, calibrate
+from distill.collaboration.judges import open_judge
+from distill.collaboration.pipeline import AdaptivePipeline
+from distill.comparison.rows import Adaptive, Comparison, Row, rows_of
+from distill.data import shapes
+from distill.data.prompts import read_prompts
 from distill.errors import ConfigError
 from distill.files import Lock, read_json, save_json, written_whole
-from distill.inference import Painter, open_painter, open_student_painter, save_png
+from distill.inference import Painter, open_painter, open_student_painter, pick_device, save_png
 from distill.progress import tracked
 from distill.provenance import machine, today
 
@@ -72,14 +76,29 @@ def _finish(rows: list[Row], comparison: Comparison, lock: Lock) -> None:
 
 def _open(row: Row, comparison: Comparison, lock: Lock) -> tuple[Painter, dict[str, Any]]:
     """What paints a row, and what its training cost."""
-    entry = row.entry
-    if entry.pipeline:
-        painter = open_painter(entry.pipeline, row.steps, entry.guidance, entry.solver)
-        return replace(painter, teacher=entry.teacher), {}
-    if entry.checkpoint:
-        return open_student_painter(entry.checkpoint, row.steps), {}
-    checkpoint = _trained(row, comparison, lock)
-    return open_student_painter(str(checkpoint), row.steps), {"training": _cost(row, comparison)}
+    entry, cost = row.entry, {}
+    checkpoint = entry.checkpoint
+    steps = entry.adaptive.student_steps if entry.adaptive else row.steps
+    if entry.recipe:
+        checkpoint, cost = str(_trained(row, comparison, lock)), {"training": _cost(row, comparison)}
+    if checkpoint:
+        painter = open_student_painter(checkpoint, steps)
+    else:
+        painter = open_painter(str(entry.pipeline), steps, entry.guidance, entry.solver)
+        painter.teacher = entry.teacher
+    return (_adaptive(painter, entry.adaptive, row.steps, comparison) if entry.adaptive else painter), cost
+
+
+def _adaptive(student: Painter, how: Adaptive, budget: int, comparison: Comparison) -> Painter:
+    """A student whose teacher improves as many images as the budget allows."""
+    teacher = open_painter(how.teacher, solver=how.solver)
+    judge = open_judge(how.judge, pick_device("auto"))
+    pair = AdaptivePipeline(student.pipeline, teacher.pipeline, judge, None, student.call, teacher.call)
+    pair.set_progress_bar_config(disable=True)  # type: ignore[attr-defined]
+    held_out = read_prompts(how.held_out) if how.held_out else shapes.captions(HELD_OUT, range(how.count))
+    pair.calibration = calibrate(pair, held_out, batch_size=comparison.batch_size)
+    call = {"mode": how.mode, "variance": how.variance, "teacher_steps": how.teacher_steps}
+    return Painter(pair, {**call, "budget": budget, "batch_size": comparison.batch_size}, teacher=student.teacher)
 
 
 def _cost(row: Row, comparison: Comparison) -> dict[str, Any]:

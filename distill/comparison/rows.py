@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,33 @@ NOTHING = "there is nothing to compare; give entries, each with a name and a rec
 
 
 @dataclass(frozen=True)
+class Adaptive:
+    """How a teacher improves what an entry's student paints badly, see `distill collaborate`.
+
+    Attributes:
+        teacher: shipped name, folder or hub id.
+        teacher_steps: of the teacher per improved image.
+        student_steps: of the student.
+        mode: `refine` or `regenerate`.
+        variance: of the noise a refined latent gets.
+        solver: a diffusers scheduler in place of the teacher's own.
+        judge: that decides; none that measures.
+        held_out: a file of prompts or a set's name, by which the budget is set; captions of drawn images if not given.
+        count: how many captions of drawn images.
+    """
+
+    teacher: str
+    teacher_steps: int
+    student_steps: int = 1
+    mode: str = "regenerate"
+    variance: float | None = None
+    solver: str | None = None
+    judge: str = "small-shapes"
+    held_out: str | None = None
+    count: int = 1000
+
+
+@dataclass(frozen=True)
 class Entry:
     """One competitor: exactly one of `recipe`, `checkpoint` and `pipeline`.
 
@@ -31,7 +58,8 @@ class Entry:
         after: name of another trained entry, whose student of the same seed begins this one (`model.student_init`).
         checkpoint: of `distill fit`.
         pipeline: shipped name, folder or hub id.
-        steps: numbers of steps to measure at.
+        steps: numbers of steps to measure at; with `adaptive` the average numbers that may be spent.
+        adaptive: a teacher that improves some of the images.
         guidance, solver: of a pipeline, as in `distill evaluate`.
         teacher: of a pipeline, for measures that compare it with its teacher; a checkpoint knows its own.
 
@@ -49,6 +77,7 @@ class Entry:
     guidance: float | None = None
     solver: str | None = None
     teacher: str | None = None
+    adaptive: Adaptive | None = None
 
     def __post_init__(self) -> None:
         given = [name for name in ("recipe", "checkpoint", "pipeline") if getattr(self, name)]
@@ -150,12 +179,14 @@ class Row:
     def file(self, comparison: Comparison) -> Path:
         """Where it is kept; another setting is another file, another name or list is not."""
         entry = self.entry
-        settings = {
+        settings: dict[str, Any] = {
             "what": self._training(comparison),
             "painted": [self.steps, entry.guidance, entry.solver],
             "measured": [comparison.samples, comparison.seed, comparison.batch_size],
             "seed": self.seed,
         }
+        if entry.adaptive:
+            settings["adaptive"] = asdict(entry.adaptive)
         if comparison.prompts:
             settings["prompts"] = comparison.setting.prompts
         if (by := specification(comparison.measures)) != specification([Drawn()]):

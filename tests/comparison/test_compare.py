@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,10 +19,10 @@ import yaml
 
 from distill.cli import main
 from distill.comparison.claims import Claim, Source, check, judge
-from distill.comparison.compare import _cost, _trained, compare
+from distill.comparison.compare import _cost, _open, _trained, compare
 from distill.comparison.measures import Diversity, Drawn, LikeTeacher
 from distill.comparison.report import _claims, markdown, summary
-from distill.comparison.rows import Comparison, Entry, rows_of, weights
+from distill.comparison.rows import Adaptive, Comparison, Entry, rows_of, weights
 from distill.errors import ConfigError
 from distill.files import Lock, save_json
 from tests.runs import ROOT, distill
@@ -189,6 +190,25 @@ def test_claims_are_part_of_the_page() -> None:
     assert _claims([]) == ""
 
 
+def test_a_teacher_improves_what_the_budget_allows(tmp_path: Path, sd_folder: Path) -> None:
+    """The student is called at its own steps, the budget is spent on average, and the row is not the student's."""
+    adaptive = Adaptive(str(sd_folder), teacher_steps=3, count=40)
+    student = Entry("student", pipeline=str(sd_folder), steps=[1, 2], guidance=1.0)
+    together = replace(student, name="together", adaptive=adaptive)
+    listed = Comparison([student, together], "report", samples=100, runs=str(tmp_path), batch_size=20)
+    rows = list(rows_of(listed))
+    assert len({row.file(listed) for row in rows}) == 4 and rows[2]._training(listed) == rows[0]._training(listed)
+    with Lock(tmp_path / "lock") as lock:
+        painter, _ = _open(rows[3], listed, lock)
+        (alone, _), prompts = _open(rows[0], listed, lock), listed.setting.prompts
+    calibration = painter.pipeline.calibration
+    assert calibration.steps == 1 and calibration.prompts == 40
+    assert painter.call["budget"] == 2 and painter.call["teacher_steps"] == 3
+    improved, before = painter(prompts, 0, 20), alone(prompts, 0, 20)
+    kept = (improved - before).flatten(1).abs().amax(1) < 1e-5
+    assert 0.4 < float(kept.float().mean()) < 0.9, "2 = 1 + 3 / 3 steps: one of three"
+
+
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A teacher and a recipe of two updates; a second call measures nothing again."""
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
@@ -289,6 +309,11 @@ def test_the_list_of_the_docs_page_is_one_that_fit_accepts(monkeypatch: pytest.M
         assert run.returncode == 0 and "strategies:" in run.stdout, run.stderr
 
 
+def entry_of(settings: dict[str, Any]) -> Entry:
+    adaptive = settings.pop("adaptive", None)
+    return Entry(**settings, adaptive=Adaptive(**adaptive) if adaptive else None)
+
+
 def claim_of(settings: dict[str, Any]) -> Claim:
     values = {name: Source(**value) for name, value in settings.pop("values", {}).items()}
     return Claim(**settings, values=values)
@@ -303,7 +328,7 @@ def test_lists_of_the_benchmarks_are_lists(file: Path, monkeypatch: pytest.Monke
     """What they name is there: recipes, entries of claims, values in result files."""
     monkeypatch.chdir(ROOT)
     settings = yaml.safe_load(file.read_text())
-    entries = [Entry(**entry) for entry in settings.pop("entries", [])]
+    entries = [entry_of(entry) for entry in settings.pop("entries", [])]
     claims = [claim_of(claim) for claim in settings.pop("claims", [])]
     assert settings.pop("results").startswith("benchmarks/results/") and (entries or claims)
     measures = [MEASURES[one["class_path"]](**one.get("init_args", {})) for one in settings.pop("measures", [])]
