@@ -222,6 +222,11 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         "output": "compared",
         "samples": 100,
         "batch_size": 50,
+        "measures": [
+            {"class_path": "Drawn"},
+            {"class_path": "LikeTeacher", "init_args": {"distances": ["shapes"], "images": 4}},
+            {"class_path": "distill.comparison.measures.Diversity", "init_args": {"prompts": 3, "images": 2}},
+        ],
     }
     save_json(config, tmp_path / "list.yaml")
     main(["compare", "--config", "list.yaml"])
@@ -239,6 +244,10 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     training = results[1]["training"]
     assert training["wall_seconds"] > 0 and training["images"] == training["evaluations"]["student"] == 32
     assert results[1]["train_seed"] == 0
+    assert [("to_teacher_shapes" in row, "diversity_tiny-lpips" in row) for row in results] == [
+        (False, True), (True, True), (True, True)
+    ]  # fmt: skip
+    assert 0 < results[1]["to_teacher_shapes"] < 1 and "| diversity_tiny-lpips |" in said
     assert [row["steps"] for row in csv.DictReader((folder / "table.csv").open())] == ["1", "1", "2"]
     assert (folder / "quality.png").is_file() and (folder / "grid.png").is_file()
     page = (folder / "report.html").read_text()
