@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from distill import backbones
-from distill.backbones.base import Autoencoder
 from distill.collaboration.judges import open_judge
 from distill.data import shapes
 from distill.data.loading import batches
@@ -205,7 +204,7 @@ class LikeTeacher(Measure):
     The teacher is called as its folder says.
 
     Attributes:
-        distances: of `open_distance`; `tiny-latent-lpips` compares what the student's autoencoder makes of them.
+        distances: of `open_distance`; `tiny-latent-lpips` compares what the teacher's autoencoder makes of them.
         images: how many, the first ones.
     """
 
@@ -222,22 +221,20 @@ class LikeTeacher(Measure):
         return tuple(f"to_teacher_{name}" for name in self.distances)
 
     def begin(self, setting: Setting, painter: Painter) -> None:
-        self.painted = None
+        self.painted, self.networks = None, {}  # type: ignore[var-annotated]
+        self.apart: dict[str, list[Tensor]] = {name: [] for name in self.distances}
         if painter.teacher:
             self.painted = teachers_own(painter.teacher, setting, self.images)
-        networks = {name: self._open(name, painter) for name in self.distances}
-        self.networks, self.apart = networks, {name: [] for name in networks}  # type: ignore[var-annotated]
+            self.networks = {name: self._open(name, painter.teacher) for name in self.distances}
 
-    def _open(self, name: str, painter: Painter) -> Distance:
+    def _open(self, name: str, teacher: str) -> Distance:
         if name != TINY_LATENT:
             return open_distance(name, pick_device("auto"))
-        metric, autoencoder = LatentLPIPS.load(name), Autoencoder(painter.pipeline.vae)
-        where = painter.pipeline.device
+        metric, autoencoder = LatentLPIPS.load(name), backbones.load(teacher).autoencoder()
 
         @torch.no_grad()
         def measure(one: Tensor, other: Tensor) -> Tensor:
-            latents = (autoencoder.encode(images.to(where) * 2 - 1).float().cpu() for images in (one, other))
-            return metric(*latents).flatten()
+            return metric(*(autoencoder.encode(images * 2 - 1) for images in (one, other))).flatten()
 
         return measure
 

@@ -104,11 +104,10 @@ def test_real_images_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_distance_to_the_teacher_is_of_the_same_noise_and_prompts(sd_folder: Path, tmp_path: Path) -> None:
     given = setting(tmp_path)
     few = open_painter(str(sd_folder), 1, 1.0, device="cpu")
-    few.teacher = str(sd_folder)
     images = few(given.prompts, given.seed, given.batch_size)
     own = open_painter(str(sd_folder), device="cpu")(given.prompts[:5], given.seed, given.batch_size)
     measure = LikeTeacher(["shapes", TINY], images=5)
-    values = told(measure, given, few, images)
+    values = told(measure, given, Painter(None, {}, teacher=str(sd_folder)), images)
     seen = (own * 255).round() / 255  # as they are kept
     expected = open_distance("shapes")(images[:5], seen).mean()
     assert values["to_teacher_shapes"] == pytest.approx(float(expected), abs=1e-4)
