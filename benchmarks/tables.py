@@ -93,7 +93,8 @@ def comparison(title: str) -> Section:
                 f"{values['rows'][0]['samples']} images a row. A cell is the mean over seeds, with the lowest and the "
                 "highest; of a single run with the interval of its images.\n"
             )
-            lines.append(report.markdown(values["table"]))
+            columns = [name for name in values["table"][0] if name not in ("name", "steps", "seeds")]
+            lines.append(report.markdown(values["table"], columns))
         if values["claims"]:
             lines += [claims.markdown(values["claims"])]
         return "\n".join(lines)
