@@ -22,7 +22,8 @@ class Student:
     Attributes:
         backbone: the teacher's pipeline.
         denoiser: the student.
-        facts: `teacher`, `strategies`, `levels`, `schedule`, `size`, `steps`, `data` as the run stored them.
+        facts: `teacher`, `strategies`, `strategy_configs`, `levels`, `schedule`, `size`, `steps`, `data` as the run
+            stored them.
     """
 
     backbone: Backbone

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from distill.batch import no_autocast
 from distill.diffusion.denoiser import attention
 from distill.errors import ConfigError
 from distill.files import ASSETS, written_whole
@@ -101,8 +102,15 @@ class VisionTransformer(nn.Module):
     def tokens(self, pictures: Tensor) -> list[Tensor]:
         """`[B, 3, H, W]` in [-1, 1] -> for each depth `[B, D, N]`: the N patches' tokens with the class token added.
 
-        The class token goes into each patch, as in StyleGAN-T (section 3.3), and register tokens are dropped.
+        The class token goes into each patch, as in StyleGAN-T (section 3.3), and register tokens are dropped. Tokens
+        that are whitened are computed in float32: what bfloat16 rounds off is what whitening magnifies.
         """
+        if self.whitening is None:
+            return self._raw_tokens(pictures)
+        with no_autocast(pictures.device):
+            return self.whitening(self._raw_tokens(pictures.float()))
+
+    def _raw_tokens(self, pictures: Tensor) -> list[Tensor]:
         x, answer = self._embed(pictures), []
         answer.append(self._grid_tokens(x))
         with attention(x.device):
@@ -110,7 +118,7 @@ class VisionTransformer(nn.Module):
                 x = block(x)
                 if index in self.blocks:
                     answer.append(self._grid_tokens(x))
-        return self.whitening(answer) if self.whitening else answer
+        return answer
 
     def forward(self, pictures: Tensor) -> Tensor:
         """`[B, 3, H, W]` in [-1, 1] -> the final, normalised class token `[B, D]`."""

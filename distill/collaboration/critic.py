@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ class CriticJudge:
     It was trained against the student of its own run and says little about the images of another. The paper of the
     adaptive collaboration (arXiv 2312.10835) uses ImageReward; this judge costs no further network.
 
+    Its `spec` ends in a digest of the checkpoint, and a judge that is opened again by that spec must have the same.
+
     Args:
         spec: `critic:CHECKPOINT`, of `distill fit`; of its strategies the first whose critic can judge is taken.
         device: of the networks.
@@ -31,18 +34,23 @@ class CriticJudge:
     """
 
     def __init__(self, spec: str, device: torch.device | str = "cpu", strategies: list[Strategy] | None = None):
-        checkpoint = spec.partition(":")[2]
+        checkpoint, _, known = spec.partition(":")[2].partition("@")
         if not checkpoint:
             raise ConfigError(f"the judge '{spec}' names no checkpoint; write it as critic:CHECKPOINT")
-        self.spec, self.device = spec, torch.device(device)
         facts, weights = read_checkpoint(checkpoint)
+        found = _digest(weights)
+        if known and known != found:
+            raise ConfigError(f"the judge '{spec}' is another by now: its checkpoint's critics are {found}")
+        self.spec, self.device = f"critic:{checkpoint}@{found}", torch.device(device)
         self.backbone = backbones.load(facts["teacher"], schedule=facts.get("schedule"))
+        self.teacher = Frozen(backbones.load(facts["teacher"]).denoiser())
         index, self.strategy = _first_that_judges(strategies or _strategies(facts, checkpoint), checkpoint)
-        self.strategy.configure(self.backbone, Frozen(self.backbone.denoiser()))
+        self.strategy.configure(self.backbone, self.teacher)
         prefix = f"strategies.{index}.critic."
         trained = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
         self.strategy.critic.load_state_dict(trained)  # type: ignore[union-attr]
         self.strategy.eval().requires_grad_(False).to(self.device)
+        self.teacher.to(self.device)
         self.text_encoder = Frozen(self.backbone.text_encoder()).to(self.device)
         self.autoencoder = Frozen(self.backbone.autoencoder()).to(self.device)
 
@@ -60,18 +68,28 @@ class CriticJudge:
         return {name: tensor.float() for name, tensor in self.text_encoder(prompts).items()}
 
 
+def _digest(weights: dict[str, Tensor]) -> str:
+    """Of the critics among a run's weights."""
+    critics = {name: tensor for name, tensor in weights.items() if name.startswith("strategies.")}
+    found = hashlib.sha256()
+    for name in sorted(critics):
+        found.update(name.encode() + critics[name].float().contiguous().numpy().tobytes())
+    return found.hexdigest()[:10]
+
+
 def _strategies(facts: dict[str, Any], checkpoint: str) -> list[Strategy]:
     """The strategies of a run as its recipe says, not yet configured."""
     from jsonargparse import ArgumentParser
 
-    if not facts.get("recipe"):
+    if not facts.get("strategy_configs"):
         raise ConfigError(
             f"'{checkpoint}' does not say how its strategies were made, as it was not trained by `distill fit`; "
             "give them to CriticJudge"
         )
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--strategies", type=list[Strategy])
-    made: list[Strategy] = parser.instantiate_classes(parser.parse_object(facts["recipe"])).strategies
+    configs = parser.parse_object({"strategies": facts["strategy_configs"]})
+    made: list[Strategy] = parser.instantiate_classes(configs).strategies
     return made
 
 

@@ -189,10 +189,18 @@ def open_judge(spec: str, device: torch.device | str = "cpu") -> Judge:
     Raises:
         ConfigError: an unknown kind, or one without its model.
     """
-    kind = spec.split(":")[0]
-    if kind not in KINDS:
+    check_judge(spec)
+    return KINDS[spec.split(":")[0]](spec, device)
+
+
+def check_judge(spec: str) -> None:
+    """Refuses a judge of an unknown kind, without opening any.
+
+    Raises:
+        ConfigError: an unknown kind.
+    """
+    if spec.split(":")[0] not in KINDS:
         raise ConfigError(f"the judge '{spec}' is unknown; name one of {', '.join(KINDS)}")
-    return KINDS[kind](spec, device)
 
 
 def _parts(spec: str, count: int, example: str) -> list[str]:

@@ -229,10 +229,11 @@ def _estimate(name: str, claim: Claim, rows: list[dict[str, Any]]) -> Estimate |
     if (number := _number(name)) is not None:
         return Estimate({0: number}, (number, number))
     entry, _, steps = name.rpartition("@")
-    some = [row for row in rows if row["name"] == entry.strip() and str(row["steps"]) == steps.strip()]
+    metric = str(claim.metric)
+    of_entry = [row for row in rows if row["name"] == entry.strip() and str(row["steps"]) == steps.strip()]
+    some = [row for row in of_entry if metric in row]  # not every row has every number
     if not some:
         return None
-    metric = str(claim.metric)
     runs = {row["train_seed"] or 0: float(row[metric]) for row in some}
     return Estimate(runs, tuple(some[0][f"{metric}_interval"]) if f"{metric}_interval" in some[0] else None)
 

@@ -7,11 +7,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from distill.collaboration.calibrate import HELD_OUT, calibrate
 from distill.collaboration.judges import open_judge
-from distill.collaboration.pipeline import AdaptivePipeline
+from distill.collaboration.pipeline import AdaptiveOutput, AdaptivePipeline
 from distill.comparison.rows import Adaptive, Comparison, Row, rows_of
 from distill.data import shapes
 from distill.data.prompts import read_prompts
@@ -23,6 +24,7 @@ from distill.provenance import machine, today
 
 SHOWN = 16  # prompts whose images are kept for the report
 TIMED = 16  # images of the timed call
+TIMED_TOGETHER = 128  # where a teacher improves some of them
 WAIT = 5.0  # seconds before asking again whether another process has finished
 
 
@@ -43,6 +45,8 @@ def compare(comparison: Comparison) -> list[dict[str, Any]]:
     for row in rows_of(comparison) if comparison.missing == "measure" else ():
         groups.setdefault(row.lock(comparison), []).append(row)
     failures = []
+    for measure in comparison.measures if groups else ():
+        measure.check(comparison.setting)
     while groups:
         for path in list(groups):
             with Lock(path) as lock:
@@ -95,10 +99,30 @@ def _adaptive(student: Painter, how: Adaptive, budget: int, comparison: Comparis
     judge = open_judge(how.judge, pick_device("auto"))
     pair = AdaptivePipeline(student.pipeline, teacher.pipeline, judge, None, student.call, teacher.call)
     pair.set_progress_bar_config(disable=True)  # type: ignore[attr-defined]
-    held_out = read_prompts(how.held_out) if how.held_out else shapes.captions(HELD_OUT, range(how.count))
+    lines = read_prompts(how.held_out) if how.held_out else shapes.captions(HELD_OUT, range(how.count))
+    measured = set(comparison.setting.prompts)
+    held_out = [line for line in lines if line not in measured]
     pair.calibration = calibrate(pair, held_out, batch_size=comparison.batch_size)
     call = {"mode": how.mode, "variance": how.variance, "teacher_steps": how.teacher_steps}
-    return Painter(pair, {**call, "budget": budget, "batch_size": comparison.batch_size}, teacher=student.teacher)
+    call |= {"budget": budget, "batch_size": comparison.batch_size}
+    return Painter(Counted(pair), call, teacher=student.teacher)
+
+
+class Counted:
+    """A pipeline of student and teacher that remembers the steps it spends.
+
+    Attributes:
+        steps: of every image since it was last cleared.
+    """
+
+    def __init__(self, pair: AdaptivePipeline):
+        self.pair, self.device, self.steps = pair, pair.device, []  # type: ignore[var-annotated]
+
+    def __call__(self, **call: Any) -> AdaptiveOutput:
+        answer = self.pair(**call)
+        assert isinstance(answer, AdaptiveOutput)
+        self.steps += answer.steps
+        return answer
 
 
 def _cost(row: Row, comparison: Comparison) -> dict[str, Any]:
@@ -142,13 +166,16 @@ def _measured(painter: Painter, comparison: Comparison, folder: Path) -> dict[st
         for measure in comparison.measures:
             measure.update(part, images)
         shown += [image for index, image in zip(part, images, strict=True) if index < SHOWN]
+    spent = painter.pipeline.steps[:] if isinstance(painter.pipeline, Counted) else []
     with written_whole(folder) as kept:
         for index, image in enumerate(shown):
             save_png(image, kept / f"{index:02d}.png")
     found = [measure.values() for measure in comparison.measures]
     against = "; ".join(values.pop("reference") for values in found if "reference" in values)
-    seconds = painter.seconds_per_image(setting.prompts[:TIMED])
     numbers = {name: value for values in found for name, value in values.items()}
+    if spent:
+        numbers["steps_spent"] = round(mean(spent), 4)
+    seconds = painter.seconds_per_image(setting.prompts[: TIMED_TOGETHER if spent else TIMED])
     return {**numbers, "seconds_per_image": round(seconds, 5), "samples": comparison.samples, "seed": comparison.seed,
             "reference": against}  # fmt: skip
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
@@ -14,7 +12,9 @@ import torch
 from torch import Tensor
 
 from distill import backbones
-from distill.collaboration.judges import open_judge
+from distill.collaboration.judges import check_judge, open_judge
+from distill.collaboration.pipeline import SIDES
+from distill.comparison.identity import digest, named
 from distill.data import shapes
 from distill.data.loading import batches
 from distill.data.shapes_data import ShapesDataset
@@ -23,7 +23,13 @@ from distill.evaluation.distances import DISTANCES, Distance, open_distance
 from distill.evaluation.evaluate import HELD_OUT, reference_images
 from distill.evaluation.metrics import read_back
 from distill.evaluation.shapes_judge import load_shapes_judge
-from distill.evaluation.statistics import bootstrap, frechet_to, kernel_distance, precision_recall
+from distill.evaluation.statistics import (
+    bootstrap,
+    frechet_to,
+    kernel_distance,
+    kernel_distance_of_subsets,
+    precision_recall,
+)
 from distill.files import written_whole
 from distill.inference import Painter, open_painter, pick_device
 from distill.perceptual.latent_lpips import TINY as TINY_LATENT
@@ -55,6 +61,13 @@ class Measure:
         """Of the numbers, as tables and claims call them; where one is uncertain, `NAME_interval` goes with it."""
         raise NotImplementedError
 
+    def check(self, setting: Setting) -> None:
+        """Refuses what cannot be measured, before anything is trained.
+
+        Raises:
+            ConfigError: what was given, what is accepted, what to do.
+        """
+
     def begin(self, setting: Setting, painter: Painter) -> None:
         """Forgets all images, and looks at what is to paint."""
         raise NotImplementedError
@@ -84,15 +97,18 @@ class Drawn(Measure):
     def names(self) -> tuple[str, ...]:
         return ("fid_shapes", "alignment", "kid", "precision", "recall")
 
+    def check(self, setting: Setting) -> None:
+        try:
+            shapes.parse(setting.prompts)
+        except ValueError as error:
+            raise ConfigError(f"the measure Drawn reads drawn shapes only, so name other measures: {error}") from error
+
     def begin(self, setting: Setting, painter: Painter) -> None:
         self.judge, self.prompts = load_shapes_judge(), setting.prompts
         self.seen: list[list[Tensor]] = []  # features, attributes read right, attributes named
 
     def update(self, part: list[int], images: Tensor) -> None:
-        try:
-            asked = shapes.parse([self.prompts[index] for index in part])
-        except ValueError as error:
-            raise ConfigError(f"the measure Drawn reads drawn shapes only, so name other measures: {error}") from error
+        asked = shapes.parse([self.prompts[index] for index in part])
         with torch.no_grad():
             features, read = self.judge.features(images * 2 - 1), self.judge.read(images * 2 - 1)
         self.seen.append([features, *read_back(read, asked)])
@@ -104,7 +120,9 @@ class Drawn(Measure):
         def aligned(some: Tensor) -> float:
             return float(right[some].sum() / named[some].sum())
 
-        return distances(real, features, "fid_shapes", draws=100) | {
+        scale = real.std()  # the kernel is made for features of about 1
+        return distances(real, features, "fid_shapes") | {
+            "kid": round(kernel_distance(real[:count] / scale, features / scale), 5),
             "alignment": round(aligned(torch.arange(count)), 5),
             "alignment_interval": bootstrap(aligned, count),
             "reference": f"{self.count} held-out drawn images",
@@ -116,21 +134,23 @@ class RealImages(Measure):
     """Against a folder of real images, by the Inception network of torch-fidelity: FID, KID, precision and recall.
 
     Features of the folder are computed once and kept. Use as many images as the protocol asks for: ADD and
-    Diffusion2GAN report 5,000 and 30,000 of COCO.
+    Diffusion2GAN report 5,000 and 30,000 of COCO. FID is to the whole folder, KID the mean over 100 subsets of up to
+    1,000 (arXiv 1801.01401, section 4), precision and recall of as many on both sides, drawn at random.
 
     Attributes:
         reference: the folder; images are resized and centre-cropped to the size of the painted ones.
         inception: weight file; downloaded if not given.
-        draws: resamples of the bootstrap.
     """
 
     reference: str
     inception: str | None = None
-    draws: int = 20
 
     @property
     def names(self) -> tuple[str, ...]:
         return ("fid", "kid", "precision", "recall")
+
+    def check(self, setting: Setting) -> None:
+        next(reference_images(self.reference, (8, 8)))
 
     def begin(self, setting: Setting, painter: Painter) -> None:
         self.cache, self.seen, self.size = setting.cache, [], (0, 0)  # type: ignore[var-annotated]
@@ -140,9 +160,11 @@ class RealImages(Measure):
         self.seen.append(self._features(images))
 
     def values(self) -> dict[str, Any]:
-        real = self._real()
-        about = {"reference": f"{len(real)} images of {self.reference}"}
-        return distances(real, torch.cat(self.seen), "fid", self.draws) | about
+        real, fake = self._real(), torch.cat(self.seen)
+        return distances(real, fake, "fid") | {
+            "kid": round(kernel_distance_of_subsets(real, fake), 6),
+            "reference": f"{len(real)} images of {self.reference}",
+        }
 
     @cached_property
     def network(self) -> Any:
@@ -157,8 +179,8 @@ class RealImages(Measure):
         return self.network((images * 255).clamp(0, 255).to(where, torch.uint8)).cpu()
 
     def _real(self) -> Tensor:
-        files = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(Path(self.reference).rglob("*"))]
-        file = self.cache / f"{digest([files, self.size, self.inception])}.pt"
+        about = [named([self.reference, self.inception]), self.size, self.inception]
+        file = self.cache / f"{digest(about)}.pt"
         if not file.is_file():
             images = reference_images(self.reference, self.size)
             features = torch.cat([self._features(image[None]) for image in images])
@@ -173,13 +195,18 @@ class Judged(Measure):
 
     Attributes:
         judge: its name, such as `clip:ViT-g-14:laion2b_s34b_b88k`.
+        name: of the number; the judge's if not given.
     """
 
     judge: str
+    name: str | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
-        return (self.judge.split(":")[0],)
+        return (self.name or self.judge,)
+
+    def check(self, setting: Setting) -> None:
+        check_judge(self.judge)
 
     def begin(self, setting: Setting, painter: Painter) -> None:
         self.prompts, self.scores = setting.prompts, []  # type: ignore[var-annotated]
@@ -201,7 +228,7 @@ class LikeTeacher(Measure):
     """How far a student's images are from its teacher's own of the same noise and prompts (Diffusion2GAN, Table 5).
 
     Students of checkpoints know their teacher; an entry of a pipeline names it as `teacher`, or has no such number.
-    The teacher is called as its folder says.
+    The teacher is called as its folder says, at the student's height and width.
 
     Attributes:
         distances: of `open_distance`; `tiny-latent-lpips` compares what the teacher's autoencoder makes of them.
@@ -220,11 +247,17 @@ class LikeTeacher(Measure):
     def names(self) -> tuple[str, ...]:
         return tuple(f"to_teacher_{name}" for name in self.distances)
 
+    def check(self, setting: Setting) -> None:
+        for name in self.distances:
+            if name != TINY_LATENT:
+                open_distance(name)
+
     def begin(self, setting: Setting, painter: Painter) -> None:
         self.painted, self.networks = None, {}  # type: ignore[var-annotated]
         self.apart: dict[str, list[Tensor]] = {name: [] for name in self.distances}
         if painter.teacher:
-            self.painted = teachers_own(painter.teacher, setting, self.images)
+            size = {side: painter.call[side] for side in SIDES if side in painter.call}
+            self.painted = teachers_own(painter.teacher, setting, self.images, size)
             self.networks = {name: self._open(name, painter.teacher) for name in self.distances}
 
     def _open(self, name: str, teacher: str) -> Distance:
@@ -241,6 +274,11 @@ class LikeTeacher(Measure):
     def update(self, part: list[int], images: Tensor) -> None:
         known = [index for index in part if index < self.images]
         if self.painted is not None and known:
+            if images.shape[1:] != self.painted.shape[1:]:
+                sizes = (f"{image.shape[-1]}x{image.shape[-2]}" for image in (images, self.painted))
+                raise ConfigError(
+                    "LikeTeacher compares images of one size; the student paints {}, its teacher {}".format(*sizes)
+                )
             for name, network in self.networks.items():
                 self.apart[name].append(network(images[: len(known)], self.painted[known]))
 
@@ -268,6 +306,16 @@ class Diversity(Measure):
     prompts: int = 50
     images: int = 4
 
+    def __post_init__(self) -> None:
+        if self.distance not in DISTANCES or self.images < 2 or self.prompts < 2:
+            raise ConfigError(
+                f"Diversity needs a distance of {', '.join(DISTANCES)}, and 2 prompts and images of each or more; got "
+                f"{self.distance}, {self.prompts} and {self.images}"
+            )
+
+    def check(self, setting: Setting) -> None:
+        open_distance(self.distance)
+
     @property
     def names(self) -> tuple[str, ...]:
         return (f"diversity_{self.distance}",)
@@ -287,16 +335,17 @@ class Diversity(Measure):
         return mean_of(apart, self.names[0])
 
 
-def distances(real: Tensor, fake: Tensor, fid: str, draws: int) -> dict[str, Any]:
-    """Of features `[N, D]` and `[M, D]`: the Fréchet distance, called `fid`, with its interval; KID, precision, recall,
-    of as many on both sides.
+def distances(real: Tensor, fake: Tensor, fid: str) -> dict[str, Any]:
+    """Of features `[N, D]` and `[M, D]`: the Fréchet distance, called `fid`, with its interval; precision and recall of
+    as many on both sides, a random part of the larger.
     """
-    frechet, some, scale = frechet_to(real), real[: len(fake)], real.std()  # KID's kernel is made for features of 1
-    precision, recall = precision_recall(some, fake)
+    frechet, count = frechet_to(real), min(len(real), len(fake))
+    generator = torch.Generator().manual_seed(0)
+    one, other = (features[torch.randperm(len(features), generator=generator)[:count]] for features in (real, fake))
+    precision, recall = precision_recall(one, other)
     return {
         fid: round(frechet(fake), 3),
-        f"{fid}_interval": bootstrap(lambda chosen: frechet(fake[chosen]), len(fake), draws),
-        "kid": round(kernel_distance(some / scale, fake / scale), 5),
+        f"{fid}_interval": bootstrap(lambda chosen: frechet(fake[chosen]), len(fake), draws=100),
         "precision": round(precision, 4),
         "recall": round(recall, 4),
     }
@@ -317,10 +366,12 @@ def held_out_features(count: int) -> Tensor:
         return torch.cat([judge.features(pixels) for pixels in parts])
 
 
-def teachers_own(teacher: str, setting: Setting, count: int) -> Tensor:
+def teachers_own(teacher: str, setting: Setting, count: int, size: dict[str, int] | None = None) -> Tensor:
     """The images `[N, 3, H, W]` in [0, 1] that a teacher paints of the first prompts; kept as 8-bit values."""
     painter, prompts = open_painter(teacher), setting.prompts[:count]
-    about = [backbones.load(teacher).fingerprint, painter.call, prompts, setting.seed, setting.batch_size]
+    painter.call |= size or {}
+    noise = [painter.pipeline.device.type, setting.seed, setting.batch_size]  # generators of devices differ
+    about = [teacher, named(teacher), painter.call, prompts, noise]
     return _kept(setting.cache / f"{digest(about)}.pt", lambda: painter(prompts, setting.seed, setting.batch_size))
 
 
@@ -333,9 +384,8 @@ def _kept(file: Path, paint: Callable[[], Tensor]) -> Tensor:
 
 def specification(measures: list[Measure]) -> list[Any]:
     """What tells these measures from others."""
-    return [[type(measure).__name__, asdict(measure)] for measure in measures]  # type: ignore[call-overload]
-
-
-def digest(about: Any) -> str:
-    """Ten letters that stand for a value made of plain ones."""
-    return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:10]
+    kinds = [type(measure) for measure in measures]
+    return [
+        [f"{kind.__module__}.{kind.__qualname__}", asdict(measure)]  # type: ignore[call-overload]
+        for kind, measure in zip(kinds, measures, strict=True)
+    ]

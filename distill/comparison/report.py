@@ -14,6 +14,7 @@ from distill.comparison import claims as claimed
 from distill.files import written_whole
 
 COST = "training_minutes"  # the column of what training cost
+COSTS = ("seconds_per_image", COST)
 Cell = tuple[float, float, float] | None  # mean, lowest and highest; None where nothing is known
 TITLES = {"fid_shapes": "FID (shapes judge)", "alignment": "alignment", "seconds_per_image": "seconds per image",
           COST: "device minutes of training"}  # fmt: skip
@@ -50,7 +51,10 @@ def write(
             writer.writerow(
                 [row["name"], row["steps"], row["seeds"], *(v for c in columns for v in row[c] or ("", "", ""))]
             )
-    for name, figure in (("quality", pareto(table, columns[:2])), ("grid", grid(results, prompts))):
+    for name, figure in (
+        ("quality", pareto(table, [c for c in columns if c not in COSTS][:2])),
+        ("grid", grid(results, prompts)),
+    ):
         with written_whole(folder / f"{name}.png") as part:
             figure.savefig(part, dpi=110, format="png")
     with written_whole(folder / "report.html") as part:
@@ -108,10 +112,10 @@ def pareto(table: list[dict[str, Any]], metrics: list[str]) -> Any:
     """Two metrics against steps, seconds per image and minutes of training, a line per name."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(16, 7), layout="constrained")
-    axes = figure.subplots(2, 3)
-    for line, metric in zip(axes, metrics, strict=False):
-        for axis, across in zip(line, ("steps", "seconds_per_image", COST), strict=True):
+    figure = Figure(figsize=(16, 3.5 * len(metrics)), layout="constrained")
+    axes = figure.subplots(len(metrics), 3, squeeze=False)
+    for line, metric in zip(axes, metrics, strict=True):
+        for axis, across in zip(line, ("steps", *COSTS), strict=True):
             for name in dict.fromkeys(row["name"] for row in table):
                 rows = [
                     row for row in table if row["name"] == name and row[metric] and (across == "steps" or row[across])

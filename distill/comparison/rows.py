@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from distill.comparison.measures import Drawn, Measure, Setting, digest, specification
+from distill.collaboration.judges import check_judge
+from distill.collaboration.pipeline import MODES
+from distill.comparison.identity import digest, named, stamp, weights
+from distill.comparison.measures import Drawn, Measure, Setting, specification
 from distill.data import shapes
 from distill.data.prompts import read_prompts
 from distill.errors import ConfigError
 from distill.evaluation.evaluate import HELD_OUT
-from distill.files import ASSETS, checksum
 
 NOTHING = "there is nothing to compare; give entries, each with a name and a recipe, checkpoint or pipeline"
 
@@ -34,6 +36,11 @@ class Adaptive:
         judge: that decides; none that measures.
         held_out: a file of prompts or a set's name, by which the budget is set; captions of drawn images if not given.
         count: how many captions of drawn images.
+
+    Prompts that are measured are left out of those that set the budget.
+
+    Raises:
+        ConfigError: settings that no improvement can be made with.
     """
 
     teacher: str
@@ -45,6 +52,20 @@ class Adaptive:
     judge: str = "small-shapes"
     held_out: str | None = None
     count: int = 1000
+
+    def __post_init__(self) -> None:
+        check_judge(self.judge)
+        if self.mode not in MODES:
+            raise ConfigError(f"a teacher improves images by {' or '.join(MODES)}; got adaptive.mode={self.mode}")
+        if (self.mode == "refine") != (self.variance is not None and 0 < self.variance < 1):
+            raise ConfigError(
+                f"adaptive.variance is that of the noise a refined latent gets, between 0 and 1, and only for "
+                f"mode=refine; got {self.variance} with mode={self.mode}"
+            )
+
+    def budgets(self) -> tuple[int, int]:
+        """The least and the most that can be spent on average."""
+        return self.student_steps, self.student_steps + self.teacher_steps
 
 
 @dataclass(frozen=True)
@@ -90,6 +111,17 @@ class Entry:
             raise ConfigError(f"the entry '{self.name}': there is no recipe '{self.recipe}'")
         if not self.steps or min(self.steps) < 1:
             raise ConfigError(f"the entry '{self.name}' needs numbers of steps, such as [1, 4]; got {self.steps}")
+        if self.teacher and not self.pipeline:
+            raise ConfigError(
+                f"the entry '{self.name}' names a teacher; only a pipeline does, a checkpoint knows its own"
+            )
+        if self.adaptive:
+            low, high = self.adaptive.budgets()
+            if not all(low < budget < high for budget in self.steps):
+                raise ConfigError(
+                    f"the entry '{self.name}' spends between {low} and {high} steps, those of its student and those of "
+                    f"its teacher besides; its budgets are {self.steps}"
+                )
 
 
 @dataclass(frozen=True)
@@ -136,6 +168,10 @@ class Comparison:
             raise ConfigError(f"rows that are missing can be measured or skipped: measure or skip, not {self.missing}")
         if self.samples < 100:
             raise ConfigError(f"distances of less than 100 images say nothing; got samples={self.samples}")
+        if self.prompts and any(entry.adaptive and not entry.adaptive.held_out for entry in self.entries):
+            raise ConfigError(
+                "with prompts of one's own, adaptive entries need held_out prompts to set their budget by"
+            )
         if twice := sorted({name for name in self.names if self.names.count(name) > 1}):
             raise ConfigError(f"the measures give {', '.join(twice)} more than once; leave one of them out")
 
@@ -153,7 +189,8 @@ class Comparison:
     @property
     def names(self) -> list[str]:
         """Of what rows are measured by, in the order of tables."""
-        return [*(name for measure in self.measures for name in measure.names), "seconds_per_image"]
+        spent = ["steps_spent"] if any(entry.adaptive for entry in self.entries) else []
+        return [*(name for measure in self.measures for name in measure.names), *spent, "seconds_per_image"]
 
     @cached_property
     def setting(self) -> Setting:
@@ -186,11 +223,11 @@ class Row:
             "seed": self.seed,
         }
         if entry.adaptive:
-            settings["adaptive"] = asdict(entry.adaptive)
+            settings["adaptive"] = [asdict(entry.adaptive), named(asdict(entry.adaptive))]
         if comparison.prompts:
             settings["prompts"] = comparison.setting.prompts
         if (by := specification(comparison.measures)) != specification([Drawn()]):
-            settings["by"] = [by, entry.teacher]
+            settings["by"] = [by, named(by), entry.teacher, named(entry.teacher)]
         source = Path(str(entry.recipe or entry.checkpoint or entry.pipeline)).stem
         return Path(comparison.runs) / "rows" / f"{source}-{self.steps}-{digest(settings)}.json"
 
@@ -242,31 +279,5 @@ def contents(entry: Entry) -> Any:
             ) from error
         return [recipe, weights(recipe)]
     if entry.checkpoint:
-        return [entry.checkpoint, _stamp(Path(entry.checkpoint))]
-    return [entry.pipeline, weights(entry.pipeline), _stamp(Path(str(entry.pipeline)))]
-
-
-def weights(value: Any) -> dict[str, str]:
-    """Digests of the package's own weights that are named anywhere in `value`."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list):
-        return {name: found for one in value for name, found in weights(one).items()}
-    return {value: found} if isinstance(value, str) and (found := _shipped(value)) else {}
-
-
-@cache
-def _shipped(name: str) -> str | None:
-    if not name or "/" in name:
-        return None
-    for path in (ASSETS / name, ASSETS / f"{name}.safetensors"):
-        files = sorted(file for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
-        if files:
-            return digest([[str(file.relative_to(ASSETS)), checksum(file)] for file in files])
-    return None
-
-
-def _stamp(path: Path) -> list[Any] | None:
-    """Sizes and times of a file or of a folder's files; None where there is nothing."""
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files] if path.exists() else None
+        return [entry.checkpoint, stamp(Path(entry.checkpoint))]
+    return [entry.pipeline, weights(entry.pipeline), stamp(Path(str(entry.pipeline)))]

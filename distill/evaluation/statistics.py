@@ -40,6 +40,18 @@ def kernel_distance(real: Tensor, fake: Tensor, degree: int = 3) -> float:
     return float(same_real + same_fake - 2 * across.mean())
 
 
+def kernel_distance_of_subsets(
+    real: Tensor, fake: Tensor, subsets: int = 100, size: int = 1000, seed: int = 0
+) -> float:
+    """The mean of `kernel_distance` over random subsets of both sides, each of `size` or all there are."""
+    generator, size = torch.Generator().manual_seed(seed), min(size, len(real), len(fake))
+
+    def some(features: Tensor) -> Tensor:
+        return features[torch.randperm(len(features), generator=generator)[:size]]
+
+    return sum(kernel_distance(some(real), some(fake)) for _ in range(subsets)) / subsets
+
+
 def precision_recall(real: Tensor, fake: Tensor, neighbours: int = 3) -> tuple[float, float]:
     """Shares of fake features in the manifold of the real ones, and of real in that of the fake (arXiv 1904.06991).
 

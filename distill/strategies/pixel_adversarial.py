@@ -146,19 +146,24 @@ class PixelAdversarial(Strategy):
     def score(self, batch: Batch) -> Tensor:
         """The mean over places and depths of the pictures as they are, without a condition on any other picture."""
         assert self.critic is not None
-        hidden = torch.ones(len(batch.prompts), dtype=torch.bool, device=batch.pixels.device)
-        return per_sample(self.critic(self.vision.network.tokens(batch.pixels), self._condition(batch, hidden)))
+        return per_sample(self.critic(self.vision.network.tokens(batch.pixels), self._condition(batch, None)))
 
     def _hidden(self, sample: Sample) -> Tensor:
         """Of which samples the heads do not see the real picture: `[B]` bool."""
         return (sample.t >= 1) & (not self.image_from_noise)
 
-    def _condition(self, batch: Batch, hidden: Tensor) -> Tensor | None:
-        """c_text and c_img of each sample, each of mean square 1, side by side: `[B, P]`; None for neither."""
+    def _condition(self, batch: Batch, hidden: Tensor | None) -> Tensor | None:
+        """c_text and c_img of each sample, each of mean square 1, side by side: `[B, P]`; None for neither.
+
+        `hidden` are the samples without c_img, `[B]` bool; None for all.
+        """
         parts = []
         if self.text:
             parts.append(_levelled(batch.cond["pooled"] if self.tower is None else self._read(batch.prompts)))
-        if self.image is not None:
+        if self.image is not None and hidden is None:
+            parts.append(torch.zeros(len(batch.prompts), self.image.network.width, device=batch.x0.device))
+        elif self.image is not None:
+            assert hidden is not None
             with torch.no_grad():
                 parts.append(_levelled(self.image(batch.pixels)).masked_fill(hidden[:, None], 0.0))
         return torch.cat(parts, dim=1) if parts else None

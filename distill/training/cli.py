@@ -76,7 +76,7 @@ class DistillCLI(LightningCLI):
             raise ConfigError(str(_refusal(error))) from error
         if isinstance(self.model, DistillModule):
             made_from = self.config[self.subcommand].model.init_args.strategies
-            self.model.recipe = {"strategies": [namespace_to_dict(strategy) for strategy in made_from]}
+            self.model.strategy_configs = [namespace_to_dict(strategy) for strategy in made_from]
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """With the costs counted first, so that no other callback's time is among them."""

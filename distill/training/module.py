@@ -119,7 +119,7 @@ class DistillModule(L.LightningModule):
         self.register_buffer("skipped", torch.zeros(3, dtype=torch.long))  # updates: in all; in a row, per player
         self.register_buffer("lengths", torch.zeros(len(strategies), 2))  # of gradients: own, and all with a number
         self.register_buffer("latent", torch.zeros(2, dtype=torch.long))  # height and width of the last batch
-        self.recipe: dict[str, Any] | None = None  # what strategies were made from, where a recipe says it
+        self.strategy_configs: list[dict[str, Any]] | None = None  # what they were made from, where a recipe says it
         self._scalars: dict[str, Tensor] = {}
         self._losses: list[Tensor] = []  # since the last update
         self._autoencoder: Frozen | None = None
@@ -385,7 +385,7 @@ class DistillModule(L.LightningModule):
         checkpoint["distill"] = {
             "teacher": self.teacher_name,
             "strategies": [name for name, _ in self._named()],
-            "recipe": self.recipe,
+            "strategy_configs": self.strategy_configs,
             "levels": self.inputs.few_levels,
             "schedule": self.backbone.schedule,
             "steps": self.global_step,

@@ -102,6 +102,15 @@ def test_whitened_tokens_are_uncorrelated_and_of_like_variance() -> None:
     torch.testing.assert_close(matrix, matrix.T)
 
 
+def test_whitened_tokens_are_not_rounded(pictures: Tensor) -> None:
+    network = VisionTransformer("tiny-vit")
+    exact = network.tokens(pictures)
+    with torch.autocast("cpu", torch.bfloat16):
+        for tokens, expected in zip(network.tokens(pictures), exact, strict=True):
+            assert tokens.dtype == torch.float32
+            torch.testing.assert_close(tokens, expected)
+
+
 def test_a_folder_with_a_whitening_is_read_with_it(vit_folder: Path, tmp_path: Path, pictures: Tensor) -> None:
     folder = tmp_path / "vit"
     shutil.copytree(vit_folder, folder)

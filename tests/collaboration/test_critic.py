@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from distill import backbones
 from distill.cli import main
 from distill.collaboration.critic import CriticJudge
 from distill.collaboration.judges import open_judge
 from distill.errors import ConfigError
 from distill.export import read_checkpoint
+from distill.frozen import Frozen
 from distill.strategies.pixel_adversarial import PixelAdversarial
 from tests.collaboration.test_judges import drawn
 from tests.runs import fit_arguments
@@ -75,9 +77,51 @@ def test_score_of_pixels_is_the_mean_of_the_trained_heads(trained) -> None:
     torch.testing.assert_close(judge(prompts, images), sum(heads) / len(heads), atol=1e-5, rtol=1e-4)
 
 
+def test_score_of_latents_is_the_mean_over_levels_of_the_trained_heads(trained, tmp_path: Path) -> None:
+    """At the teacher's own noise schedule, whatever the student's was."""
+    state = torch.load(trained(f"[{LATENT}]"), weights_only=True)
+    state["distill"]["schedule"] = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    torch.save(state, tmp_path / "scheduled.ckpt")
+    prompts, images = drawn(3)
+    judge = CriticJudge(f"critic:{tmp_path / 'scheduled.ckpt'}")
+    strategy, process = judge.strategy, backbones.load("tiny-sd").process()
+    batch, scores = judge._batch(prompts, images * 2 - 1), []
+    with torch.no_grad():
+        for look in range(4):
+            t = strategy.levels.draw(batch.draws, f"ladd/score/{look}/t")
+            assert len(t.unique()) == 1, "the same level for all"
+            alpha, sigma = (part[:, None, None, None] for part in process.alpha_sigma(t))
+            noise = batch.draws.normal(f"ladd/score/{look}/noise", *batch.x0.shape[1:])
+            features = strategy.taps(alpha * batch.x0 + sigma * noise, t, batch.cond)
+            scores += [head.mean((1, 2)) for head in strategy.critic(features, t, batch.cond["pooled"])]
+    torch.testing.assert_close(judge(prompts, images), sum(scores) / len(scores), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("strategies", [f"[{DISTANCE}, {PIXEL}]", f"[{LATENT}]"], ids=["pixel", "latent"])
+def test_all_of_a_judge_goes_to_its_device(strategies: str, trained) -> None:
+    judge = CriticJudge(f"critic:{trained(strategies)}", device="meta")
+    networks = [judge.strategy, judge.teacher.network, judge.text_encoder.network, judge.autoencoder.network]
+    networks += [part.network for part in judge.strategy.modules() if isinstance(part, Frozen)]
+    assert {p.device.type for network in networks for p in network.parameters()} == {"meta"}
+    if hasattr(judge.strategy, "taps"):
+        assert judge.strategy.taps.denoiser is judge.teacher.network
+
+
+def test_a_checkpoint_that_changed_is_another_judge(trained, tmp_path: Path) -> None:
+    state = torch.load(trained(f"[{LATENT}]"), weights_only=True)
+    torch.save(state, tmp_path / "a.ckpt")
+    spec = open_judge(f"critic:{tmp_path / 'a.ckpt'}").spec
+    assert open_judge(spec).spec == spec
+    name = next(name for name in state["state_dict"] if name.startswith("strategies.0.critic"))
+    state["state_dict"][name] += 1
+    torch.save(state, tmp_path / "a.ckpt")
+    with pytest.raises(ConfigError, match="is another by now: its checkpoint's critics are"):
+        open_judge(spec)
+
+
 def test_strategies_that_no_recipe_made_are_given(trained, tmp_path: Path) -> None:
     state = torch.load(trained(f"[{DISTANCE}, {PIXEL}]"), weights_only=True)
-    del state["distill"]["recipe"]
+    del state["distill"]["strategy_configs"]
     torch.save(state, tmp_path / "by_hand.ckpt")
     with pytest.raises(ConfigError, match="does not say how its strategies were made"):
         CriticJudge(f"critic:{tmp_path / 'by_hand.ckpt'}")

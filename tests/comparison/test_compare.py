@@ -20,9 +20,11 @@ import yaml
 from distill.cli import main
 from distill.comparison.claims import Claim, Source, check, judge
 from distill.comparison.compare import _cost, _open, _trained, compare
+from distill.comparison.identity import weights
 from distill.comparison.measures import Diversity, Drawn, LikeTeacher
 from distill.comparison.report import _claims, markdown, summary
-from distill.comparison.rows import Adaptive, Comparison, Entry, rows_of, weights
+from distill.comparison.rows import Adaptive, Comparison, Entry, rows_of
+from distill.data import shapes
 from distill.errors import ConfigError
 from distill.files import Lock, save_json
 from tests.runs import ROOT, distill
@@ -201,12 +203,54 @@ def test_a_teacher_improves_what_the_budget_allows(tmp_path: Path, sd_folder: Pa
     with Lock(tmp_path / "lock") as lock:
         painter, _ = _open(rows[3], listed, lock)
         (alone, _), prompts = _open(rows[0], listed, lock), listed.setting.prompts
-    calibration = painter.pipeline.calibration
-    assert calibration.steps == 1 and calibration.prompts == 40
+    calibration = painter.pipeline.pair.calibration
+    fresh = [prompt for prompt in shapes.captions(2, range(40)) if prompt not in prompts]
+    assert calibration.steps == 1 and calibration.prompts == len(fresh) < 40, "nothing measured sets the budget"
     assert painter.call["budget"] == 2 and painter.call["teacher_steps"] == 3
     improved, before = painter(prompts, 0, 20), alone(prompts, 0, 20)
     kept = (improved - before).flatten(1).abs().amax(1) < 1e-5
+    assert painter.pipeline.steps == [1 if same else 4 for same in kept.tolist()]
     assert 0.4 < float(kept.float().mean()) < 0.9, "2 = 1 + 3 / 3 steps: one of three"
+
+
+def test_a_claim_about_a_number_that_a_row_lacks_is_undecided() -> None:
+    rows = [{"name": name, "steps": 1, "train_seed": None, **more} for name, more in (("a", {"apart": 1.0}), ("b", {}))]
+    assert judge(Claim("c", "s", "a@1 < b@1", metric="apart"), rows)["verdict"] == "undecided"
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"mode": "mend"}, "improves images by refine or regenerate; got adaptive.mode=mend"),
+        ({"mode": "refine"}, "between 0 and 1, and only for mode=refine; got None with mode=refine"),
+        ({"judge": "beauty"}, "the judge 'beauty' is unknown"),
+    ],
+)
+def test_bad_improvements_get_a_sentence(settings: dict, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        Adaptive("tiny-sd", teacher_steps=3, **settings)
+
+
+def test_budgets_and_prompts_of_improvements_are_checked(tmp_path: Path) -> None:
+    adaptive = Adaptive("tiny-sd", teacher_steps=3)
+    with pytest.raises(ConfigError, match="'x' spends between 1 and 4 steps, .*; its budgets are \[2, 4\]"):
+        Entry("x", pipeline="tiny-sd", steps=[2, 4], adaptive=adaptive)
+    entry = Entry("x", pipeline="tiny-sd", steps=[2], adaptive=adaptive)
+    with pytest.raises(ConfigError, match="adaptive entries need held_out prompts to set their budget by"):
+        Comparison([entry], "report", prompts="ladd-128")
+    with pytest.raises(ConfigError, match="the entry 'x' names a teacher; only a pipeline does"):
+        Entry("x", checkpoint="x.ckpt", teacher="tiny-sd")
+
+
+def test_what_an_improvement_names_is_part_of_the_row(tmp_path: Path) -> None:
+    (tmp_path / "held.txt").write_text("a red ring\n")
+    entry = Entry("x", pipeline="tiny-sd", steps=[2], adaptive=Adaptive("tiny-sd", 3, held_out=f"{tmp_path}/held.txt"))
+    files = []
+    for text in ("a red ring\n", "a blue ring and more\n"):
+        (tmp_path / "held.txt").write_text(text)
+        listed = Comparison([entry], "report", runs=str(tmp_path))
+        files += [row.file(listed) for row in rows_of(listed)]
+    assert len({*files}) == 2
 
 
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

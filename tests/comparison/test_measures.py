@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from distill.data.shapes_data import ShapesDataset
 from distill.errors import ConfigError
 from distill.evaluation.distances import open_distance
 from distill.evaluation.evaluate import HELD_OUT
-from distill.evaluation.statistics import frechet_distance
+from distill.evaluation.statistics import frechet_distance, kernel_distance
 from distill.inference import Painter, open_painter, save_png
 from distill.perceptual.latent_lpips import TINY, LatentLPIPS
 
@@ -59,7 +60,7 @@ def test_real_images_against_themselves_are_perfect(tmp_path: Path) -> None:
 
 def test_prompts_that_are_no_captions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the measure Drawn reads drawn shapes only, so name other measures"):
-        told(Drawn(), Setting(["a dog"], 0, 4, tmp_path), NOBODY, torch.rand(1, 3, 32, 32))
+        Drawn().check(Setting(["a dog"], 0, 4, tmp_path))
 
 
 def test_judged_is_the_mean_score(tmp_path: Path) -> None:
@@ -86,11 +87,13 @@ def test_real_images_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     reals, fakes = torch.rand(40, 3, 16, 16), torch.rand(24, 3, 16, 16) ** 2
     for index, image in enumerate(reals):
         save_png(image, tmp_path / "real" / f"{index:02d}.png")
-    measure = RealImages(str(tmp_path / "real"), draws=5)
+    measure = RealImages(str(tmp_path / "real"))
     values = told(measure, setting(tmp_path / "kept"), NOBODY, fakes)
     stored = torch.stack([(image * 255).round() for image in reals])  # as PNG keeps them
     features = [Pooled()(images.to(torch.uint8)) for images in (stored, fakes * 255)]
     assert values["fid"] == pytest.approx(frechet_distance(*features), rel=0.02)
+    kernels = (torch.stack([features[0][index] for index in range(40)]), features[1])
+    assert values["kid"] == pytest.approx(kernel_distance(*kernels), abs=0.02)
     assert values["reference"] == f"40 images of {tmp_path / 'real'}" and {*measure.names} < {*values}
     (kept,) = (tmp_path / "kept").iterdir()
     written = kept.stat().st_mtime_ns
@@ -152,6 +155,18 @@ def test_other_measures_or_prompts_are_other_rows(tmp_path: Path) -> None:
     ]
     files.append(file(prompts=str(prompts)))
     assert len({*files}) == 5 and file(measures=[Drawn()]) == file()
+
+    @dataclass
+    class Mine(Drawn):
+        """As the package's, but for its name's path."""
+
+    Mine.__qualname__ = "Drawn"
+    assert file(measures=[Mine()]) not in files
+    real = tmp_path / "real"
+    for count in (2, 3):
+        save_png(torch.rand(3, 8, 8), real / f"{count}.png")
+        files.append(file(measures=[RealImages(str(real))]))
+    assert files[-1] != files[-2], "more images in the folder"
     prompts.write_text("a red ring\n")
     assert file(prompts=str(prompts)) not in files
 
@@ -160,5 +175,13 @@ def test_bad_measures_get_a_sentence(tmp_path: Path) -> None:
     entry = Entry("a", pipeline="tiny-sd", steps=[1])
     with pytest.raises(ConfigError, match="the measures give kid, precision, recall more than once; leave one of them"):
         Comparison([entry], "report", measures=[Drawn(), RealImages("somewhere")])
+    with pytest.raises(ConfigError, match="Diversity needs a distance of shapes, .*; got shapes, 50 and 1"):
+        Diversity("shapes", images=1)
+    with pytest.raises(ConfigError, match="the judge 'beauty' is unknown"):
+        Judged("beauty").check(setting(tmp_path))
+    with pytest.raises(ConfigError, match="needs a package: pip install dreamsim"):
+        Diversity("dreamsim").check(setting(tmp_path))
+    with pytest.raises(ConfigError, match="holds 0 images; give a folder with 2 or more"):
+        RealImages(str(tmp_path / "nowhere")).check(setting(tmp_path))
     with pytest.raises(ConfigError, match="LikeTeacher's distances are some of shapes, tiny-lpips, .*; got beauty"):
         LikeTeacher(["beauty"])
