@@ -367,6 +367,23 @@ def entry_of(settings: dict[str, Any]) -> Entry:
     return Entry(**settings, adaptive=Adaptive(**adaptive) if adaptive else None)
 
 
+def test_the_measures_of_the_docs_page_are_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said to the command in a list of which nothing is made."""
+    page = (ROOT / "docs" / "comparing.md").read_text()
+    blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    settings = yaml.safe_load(next(block for block in blocks if "measures:" in block))
+    seen: list[Comparison] = []
+    monkeypatch.setattr("distill.comparison.compare.compare", lambda comparison: seen.append(comparison) or [])
+    settings |= {"entries": [{"name": "a", "pipeline": "tiny-sd"}], "output": str(tmp_path), "prompts": "ladd-128"}
+    save_json(settings, tmp_path / "list.yaml")
+    with pytest.raises(SystemExit):  # nothing was measured
+        main(["compare", "--config", str(tmp_path / "list.yaml")])
+    assert [type(measure).__name__ for measure in seen[0].measures] == [
+        "RealImages", "Judged", "Judged", "LikeTeacher", "Diversity"
+    ]  # fmt: skip
+    assert {"fid", "clip_score", "image_reward", "to_teacher_dreamsim", "diversity_dreamsim"} <= {*seen[0].names}
+
+
 def claim_of(settings: dict[str, Any]) -> Claim:
     values = {name: Source(**value) for name, value in settings.pop("values", {}).items()}
     return Claim(**settings, values=values)
