@@ -99,9 +99,7 @@ def _adaptive(student: Painter, how: Adaptive, budget: int, comparison: Comparis
     judge = open_judge(how.judge, pick_device("auto"))
     pair = AdaptivePipeline(student.pipeline, teacher.pipeline, judge, None, student.call, teacher.call)
     pair.set_progress_bar_config(disable=True)  # type: ignore[attr-defined]
-    lines = read_prompts(how.held_out) if how.held_out else shapes.captions(HELD_OUT, range(how.count))
-    measured = set(comparison.setting.prompts)
-    held_out = [line for line in lines if line not in measured]
+    held_out = read_prompts(how.held_out) if how.held_out else shapes.captions(HELD_OUT, range(how.count))
     pair.calibration = calibrate(pair, held_out, batch_size=comparison.batch_size)
     call = {"mode": how.mode, "variance": how.variance, "teacher_steps": how.teacher_steps}
     call |= {"budget": budget, "batch_size": comparison.batch_size}

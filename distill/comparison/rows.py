@@ -37,7 +37,8 @@ class Adaptive:
         held_out: a file of prompts or a set's name, by which the budget is set; captions of drawn images if not given.
         count: how many captions of drawn images.
 
-    Prompts that are measured are left out of those that set the budget.
+    Held-out prompts are to be like those that are measured, as the share of rejected images is taken from them: captions
+    of drawn images are drawn alike, so that short ones are among both.
 
     Raises:
         ConfigError: settings that no improvement can be made with.
@@ -51,7 +52,7 @@ class Adaptive:
     solver: str | None = None
     judge: str = "small-shapes"
     held_out: str | None = None
-    count: int = 1000
+    count: int = 2000
 
     def __post_init__(self) -> None:
         check_judge(self.judge)

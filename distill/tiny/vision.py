@@ -24,13 +24,15 @@ MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)  # of the pictures in [0, 1] it 
 
 
 class VisionTraining(L.LightningModule):
-    """Three self-supervised tasks on noised views of crisp pictures and of spoilt copies of them.
+    """Four self-supervised tasks on noised views of crisp pictures and of spoilt copies of them.
 
     Some patches are hidden behind a mask token, and the patches' tokens say what all pixels were before the noise
     (SimMIM, arXiv 2111.09886, and a denoising autoencoder): noise is seen through. Two views of a picture find each
     other in the batch by their class tokens (MoCo v3, arXiv 2104.02057, without a momentum network), and by their
     tokens at the same place (DenseCL, arXiv 2011.09157). Each picture has a blurred or blended copy in the batch that
-    is another picture, so the tokens tell crisp from blurred. Crops keep their colours.
+    is another picture, so the tokens tell crisp from blurred. Crops keep their colours. The class token alone says
+    what the whole picture was, edges too: pictures of a batch find each other by their colours, and a class token that
+    need not know places and shapes did not.
 
     A critic on the tokens leads a student only as far as they see: without noise and spoilt copies they told noise
     better than blur, and students became blurred.
@@ -40,7 +42,7 @@ class VisionTraining(L.LightningModule):
         lr: peak learning rate of the one-cycle schedule.
         hidden: largest share of hidden patches.
         noise: largest standard deviation of a view's noise, of pixels in [0, 1].
-        contrast, dense: weights of the second and third task.
+        contrast, dense, painted: weights of the other tasks.
         places: how many of a view's tokens look for their like.
     """
 
@@ -53,13 +55,14 @@ class VisionTraining(L.LightningModule):
         contrast: float = 0.3,
         dense: float = 0.5,
         places: int = 8,
+        painted: float = 5.0,
     ):
         import timm
         from open_clip.loss import ClipLoss
 
         super().__init__()
         self.output, self.lr, self.hidden, self.noise, self.places = output, lr, hidden, noise, places
-        self.weights = {"pixels": 1.0, "contrast": contrast, "dense": dense}
+        self.weights = {"pixels": 1.0, "contrast": contrast, "dense": dense, "painted": painted}
         network: Any = timm.create_model(ARCHITECTURE, num_classes=0, dynamic_img_size=True, **SIZES)
         with torch.no_grad():
             network.pos_embed[0, 1:] = _places(SIDE // PATCH, WIDTH)
@@ -69,6 +72,7 @@ class VisionTraining(L.LightningModule):
         self.whole = nn.Sequential(nn.Linear(WIDTH, 256), nn.GELU(), nn.Linear(256, 64))
         self.part = nn.Sequential(nn.Linear(WIDTH, 192), nn.GELU(), nn.Linear(192, 64))
         self.same_picture: Any = ClipLoss()
+        self.paint = nn.Sequential(nn.Linear(WIDTH, 1024), nn.GELU(), nn.Linear(1024, 3 * SIDE**2))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         crisp = _cropped(batch["pixels"] / 2 + 0.5)
@@ -84,6 +88,7 @@ class VisionTraining(L.LightningModule):
             "pixels": mse_loss(self.pixels(parts), patches),
             "contrast": self._find(self.whole(tokens[:, 0]), temperature=0.2),
             "dense": torch.stack([self._find(self.part(parts[:, place]), 0.1) for place in places]).mean(),
+            "painted": _crisp_mse(self.paint(tokens[:, 0]).view_as(clean), clean),
         }
         self.log_dict(losses, prog_bar=True)
         return torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
@@ -111,6 +116,12 @@ class VisionTraining(L.LightningModule):
         if self.trainer.is_global_zero:
             save_vision(self.network, self.output)
             save_whitening(self.output, ShapesDataset(WHITENED, seed=77).__getitems__(list(range(WHITENED)))["pixels"])
+
+
+def _crisp_mse(answer: Tensor, pictures: Tensor) -> Tensor:
+    """The mean squared error of pixels, and of what neighbouring pixels differ by, which is where edges are."""
+    apart = answer - pictures
+    return apart.square().mean() + 2 * (apart.diff(dim=2).square().mean() + apart.diff(dim=3).square().mean())
 
 
 def _places(side: int, width: int) -> Tensor:
