@@ -104,6 +104,24 @@ def test_real_images_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(list((tmp_path / "kept").iterdir())) == 2, "another folder is another reference"
 
 
+def test_features_are_those_of_the_inception_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real network with random weights, read from a file in torch-fidelity's layout."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Inception
+
+    with monkeypatch.context() as unread:
+        unread.setattr("torch.load", lambda *_, **__: {})
+        unread.setattr(Inception, "load_state_dict", lambda self, state: None)
+        torch.manual_seed(0)
+        network = Inception("random", ["2048"], feature_extractor_weights_path="nothing").eval()
+    torch.save(network.state_dict(), tmp_path / "inception.pth")
+    images = torch.rand(3, 3, 24, 24)
+    with torch.no_grad():
+        (expected,) = network((images * 255).to(torch.uint8))
+    found = RealImages("real", inception=str(tmp_path / "inception.pth"))._features(images)
+    assert found.shape == (3, 2048) and found.std() > 0
+    torch.testing.assert_close(found, expected)
+
+
 def test_distance_to_the_teacher_is_of_the_same_noise_and_prompts(sd_folder: Path, tmp_path: Path) -> None:
     given = setting(tmp_path)
     few = open_painter(str(sd_folder), 1, 1.0, device="cpu")
