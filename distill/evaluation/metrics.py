@@ -113,16 +113,38 @@ class ClipScore(Metric):
 
     def cosines(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Of each image `[B, 3, H, W]` in [0, 1] with its caption, `[B]`."""
+        return (self.image_features(images) * self.text_features(prompts, images.device)).sum(1)
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """Of images `[B, 3, H, W]` in [0, 1]: `[B, D]`, of length 1."""
         from torchvision.transforms.v2 import functional as F
 
         size = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
         resized = F.resize(images, list(size), F.InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
-        image = self.clip.encode_image(F.normalize(resized, self.mean, self.std), normalize=True)
-        text = self.clip.encode_text(self.tokenizer(list(prompts)).to(images.device), normalize=True)
-        return (image * text).sum(1)
+        return self.clip.encode_image(F.normalize(resized, self.mean, self.std), normalize=True)
+
+    def text_features(self, prompts: Sequence[str], device: torch.device) -> Tensor:
+        """Of B prompts: `[B, D]`, of length 1."""
+        return self.clip.encode_text(self.tokenizer(list(prompts)).to(device), normalize=True)
 
     def compute(self) -> Tensor:
         return self.total / self.count.clamp(min=1)
+
+
+class ClipDirection(ClipScore):
+    """For editing: the mean cosine between what an edit changed in the image and in its caption, both as differences of
+    normalised CLIP features (directional similarity, arXiv 2108.00946). Beside it belongs a distance to the image that
+    was edited, such as LPIPS (`open_distance`).
+    """
+
+    def update(  # type: ignore[override]
+        self, before: Tensor, after: Tensor, source: Sequence[str], target: Sequence[str]
+    ) -> None:
+        """Images `[B, 3, H, W]` in [0, 1] before and after, and the B captions of each."""
+        shown = self.image_features(after) - self.image_features(before)
+        said = self.text_features(target, after.device) - self.text_features(source, after.device)
+        self.total += torch.nn.functional.cosine_similarity(shown, said).sum()
+        self.count += len(after)
 
 
 def inception_fid(weights: str | Path | None = None) -> Any:

@@ -11,7 +11,7 @@ from scipy import linalg
 
 from distill.data import shapes
 from distill.data.shapes_data import ShapesDataset
-from distill.evaluation.metrics import Alignment, ClipScore, FidShapes, read_back
+from distill.evaluation.metrics import Alignment, ClipDirection, ClipScore, FidShapes, read_back
 from distill.evaluation.shapes_judge import load_shapes_judge
 
 
@@ -93,3 +93,27 @@ def test_clip_score_is_open_clips(tmp_path: Path) -> None:
         text = tower.encode_text(open_clip.get_tokenizer("RN50-quickgelu")(prompts))
     expected = torch.nn.functional.cosine_similarity(image, text).mean()
     assert metric.compute().item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_clip_direction_is_what_an_edit_changed(tmp_path: Path) -> None:
+    """The cosine of the two differences, by hand; an edit that is undone points the other way."""
+    import open_clip
+
+    torch.manual_seed(0)
+    tower, _, preprocess = open_clip.create_model_and_transforms("RN50-quickgelu", pretrained=None)
+    torch.save(tower.state_dict(), tmp_path / "tower.pt")
+    before, after = torch.rand(2, 2, 3, 224, 224)
+    source, target = ["a ring", "a red square"], ["a red ring", "a blue square"]
+    metric = ClipDirection("RN50-quickgelu", str(tmp_path / "tower.pt"))
+    metric.update(before, after, source, target)
+    tower.eval()
+    tokenizer = open_clip.get_tokenizer("RN50-quickgelu")
+    with torch.no_grad():
+        images = [tower.encode_image(preprocess.transforms[-1](some), normalize=True) for some in (before, after)]
+        texts = [tower.encode_text(tokenizer(some), normalize=True) for some in (source, target)]
+    shown, said = images[1] - images[0], texts[1] - texts[0]
+    expected = ((shown * said).sum(1) / (shown.norm(dim=1) * said.norm(dim=1))).mean().item()
+    assert metric.compute().item() == pytest.approx(expected, abs=1e-4) != 0
+    metric.reset()
+    metric.update(after, before, source, target)
+    assert metric.compute().item() == pytest.approx(-expected, abs=1e-4)
