@@ -37,8 +37,8 @@ class Adaptive:
         held_out: a file of prompts or a set's name, by which the budget is set; captions of drawn images if not given.
         count: how many captions of drawn images.
 
-    Held-out prompts are to be like those that are measured, as the share of rejected images is taken from them: captions
-    of drawn images are drawn alike, so that short ones are among both.
+    Held-out prompts are to be like those that are measured, as the share of rejected images is taken from them;
+    captions of drawn images are, some of which are short and among both.
 
     Raises:
         ConfigError: settings that no improvement can be made with.
