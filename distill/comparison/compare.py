@@ -110,7 +110,7 @@ class Counted:
     """A pipeline of student and teacher that remembers the steps it spends.
 
     Attributes:
-        steps: of every image since it was last cleared.
+        steps: of every image so far.
     """
 
     def __init__(self, pair: AdaptivePipeline):

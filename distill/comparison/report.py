@@ -116,7 +116,8 @@ def pareto(table: list[dict[str, Any]], metrics: list[str]) -> Any:
     axes = figure.subplots(len(metrics), 3, squeeze=False)
     for line, metric in zip(axes, metrics, strict=True):
         for axis, across in zip(line, ("steps", *COSTS), strict=True):
-            for name in dict.fromkeys(row["name"] for row in table):
+            names = list(dict.fromkeys(row["name"] for row in table))
+            for number, name in enumerate(names):
                 rows = [
                     row for row in table if row["name"] == name and row[metric] and (across == "steps" or row[across])
                 ]
@@ -124,8 +125,13 @@ def pareto(table: list[dict[str, Any]], metrics: list[str]) -> Any:
                 y = [row[metric][0] for row in rows]
                 error = [[max(row[metric][0] - row[metric][1], 0) for row in rows],
                          [max(row[metric][2] - row[metric][0], 0) for row in rows]]  # fmt: skip
-                axis.errorbar(x, y, yerr=error, marker="o", capsize=2, label=name)
-            axis.set(xscale="log", xlabel=TITLES.get(across, across), ylabel=TITLES.get(metric, metric))
+                axis.errorbar(x, y, yerr=error, marker="ov"[number // 10 % 2], capsize=2, label=name,
+                              color=f"C{number % 10}", linestyle=("-", "--")[number // 10 % 2])  # fmt: skip
+            axis.set(
+                xscale="linear" if across == COST else "log",
+                xlabel=TITLES.get(across, across),
+                ylabel=TITLES.get(metric, metric),
+            )
             if across == "steps":
                 axis.minorticks_off()
                 counts = sorted({row["steps"] for row in table})
