@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
 def sample(
     pipeline: str,
     output: str = "samples",
-    prompt: list[str] | None = None,
+    prompt: list[str] | str | None = None,
     prompts: str | None = None,
     steps: int | None = None,
     guidance: float | None = None,
@@ -65,7 +65,7 @@ def sample(
     Args:
         pipeline: shipped pipeline, folder or hub id.
         output: folder for 00000.png, ..., grid.png and prompts.txt.
-        prompt: one or more prompts.
+        prompt: one, or several as '["a red ring", "a blue square"]'.
         prompts: a text file with one prompt per line, or another set: see `distill.data.prompts`.
         steps: of the sampler; what the pipeline's folder says if not given.
         guidance: classifier-free guidance; what the folder says if not given.
@@ -82,9 +82,9 @@ def sample(
     from distill.errors import ConfigError
     from distill.inference import grid, open_painter, save_png
 
-    lines = [*(prompt or []), *(read_prompts(prompts) if prompts else [])]
+    lines = [*([prompt] if isinstance(prompt, str) else prompt or []), *(read_prompts(prompts) if prompts else [])]
     if not lines:
-        raise ConfigError("nothing to paint; give --prompt '[\"a red ring\"]' or --prompts FILE")
+        raise ConfigError('nothing to paint; give --prompt "a red ring" or --prompts FILE')
     images = open_painter(pipeline, steps, guidance, solver, device)(lines, seed, batch_size)
     for index, image in enumerate(images):
         save_png(image, Path(output) / f"{index:05d}.png")
@@ -249,7 +249,7 @@ def collaborate(
     output: str = "collaboration",
     judge: str = "small-shapes",
     calibration: str | None = None,
-    prompt: list[str] | None = None,
+    prompt: list[str] | str | None = None,
     prompts: str | None = None,
     budget: float | None = None,
     threshold: float | None = None,
@@ -275,7 +275,7 @@ def collaborate(
         output: folder for 00000.png, ..., decisions.csv and grid.png (rows: teacher, student, adaptive).
         judge: as in `distill calibrate`.
         calibration: the file `distill calibrate` wrote.
-        prompt: one or more prompts.
+        prompt: one, or several as '["a red ring", "a blue square"]'.
         prompts: a text file with one prompt per line, or another set: see `distill.data.prompts`.
         budget: average steps per image; or give a threshold.
         threshold: images that score below it are improved.
@@ -295,9 +295,9 @@ def collaborate(
     from distill.data.prompts import read_prompts
     from distill.errors import ConfigError
 
-    lines = [*(prompt or []), *(read_prompts(prompts) if prompts else [])]
+    lines = [*([prompt] if isinstance(prompt, str) else prompt or []), *(read_prompts(prompts) if prompts else [])]
     if not lines:
-        raise ConfigError("nothing to paint; give --prompt '[\"a red ring\"]' or --prompts FILE")
+        raise ConfigError('nothing to paint; give --prompt "a red ring" or --prompts FILE')
     pair = open_pair(
         student, teacher, judge, calibration, student_steps, student_guidance, teacher_guidance, solver, device
     )  # fmt: skip
@@ -436,7 +436,9 @@ def _no_tip(record: Any) -> bool:
 
 
 def _fail(message: str, *_: Any) -> None:
-    print(f"distill: error: {' '.join(message.split())}", file=sys.stderr)
+    from distill.errors import parsers_sentence
+
+    print(f"distill: error: {parsers_sentence(message)}", file=sys.stderr)
     raise SystemExit(2)
 
 

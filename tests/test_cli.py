@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from distill.cli import COMMANDS, HELP, main
-from tests.runs import checkpoint, distill, fit_arguments, logged
+from tests.runs import ROOT, checkpoint, distill, fit_arguments, logged
 
 
 def mistake(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
@@ -148,3 +148,25 @@ def test_checkpoint_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixt
     arguments = ["export", "--checkpoint", str(tmp_path / "other.ckpt"), "--output", str(tmp_path / "out")]
     assert "no checkpoint of a DistillModule" in mistake(capsys, arguments)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_a_parser_found_wrong_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    """Not the types it tried."""
+    for arguments, sentence in (
+        (
+            ["fit", "--config", str(ROOT / "recipes/tiny_ladd.yaml"), "--model.guidanc", "3"],
+            "model has no option 'guidanc'; ",
+        ),
+        (["sample", "--pipeline", "tiny-sd", "--columns", "many"], "columns"),
+        (["compare", "--entries", "3"], "entries"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        said = capsys.readouterr().err
+        assert stopped.value.code == 2 and sentence in said
+        assert "Union" not in said and "<class" not in said and len(said.splitlines()) == 1, said
+
+
+def test_one_prompt_needs_no_list(tmp_path: Path) -> None:
+    main(["sample", "--pipeline", "tiny-sd", "--prompt", "a red ring", "--steps", "1", "--output", str(tmp_path)])
+    assert (tmp_path / "00000.png").is_file() and (tmp_path / "prompts.txt").read_text() == "a red ring\n"

@@ -57,7 +57,9 @@ def compare(
     if comparison is not None:
         rows = comparing.compare(comparison)
     if not rows and not claims:
-        raise ConfigError("no row of the list has been measured yet" if entries else NOTHING)
+        raise ConfigError(
+            "no row of the list has been measured yet; leave out missing=skip to do so" if entries else NOTHING
+        )
     judged = [judge(claim, rows) for claim in claims]
     if rows and comparison:
         columns = [*comparison.names, report.COST]

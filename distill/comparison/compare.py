@@ -45,6 +45,9 @@ def compare(comparison: Comparison) -> list[dict[str, Any]]:
     for row in rows_of(comparison) if comparison.missing == "measure" else ():
         groups.setdefault(row.lock(comparison), []).append(row)
     failures = []
+    for row in rows_of(comparison) if groups else ():
+        if row.entry.checkpoint and not Path(row.entry.checkpoint).exists():
+            raise ConfigError(f"the entry '{row.entry.name}': there is no checkpoint '{row.entry.checkpoint}'")
     for measure in comparison.measures if groups else ():
         measure.check(comparison.setting)
     while groups:

@@ -214,6 +214,16 @@ def test_a_teacher_improves_what_the_budget_allows(tmp_path: Path, sd_folder: Pa
     assert 0.4 < float(kept.float().mean()) < 0.9, "2 = 1 + 3 / 3 steps: one of three"
 
 
+def test_a_checkpoint_that_is_not_there_is_found_before_anything_is_trained(tmp_path: Path) -> None:
+    entries = [
+        Entry("trained", recipe=str(ROOT / "recipes/tiny_consistency.yaml"), steps=[1]),
+        Entry("mine", checkpoint=str(tmp_path / "nothing.ckpt"), steps=[1]),
+    ]
+    with pytest.raises(ConfigError, match="the entry 'mine': there is no checkpoint '.*nothing.ckpt'"):
+        compare(Comparison(entries, "report", samples=100, runs=str(tmp_path / "runs")))
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_claim_about_a_number_that_a_row_lacks_is_undecided() -> None:
     rows = [{"name": name, "steps": 1, "train_seed": None, **more} for name, more in (("a", {"apart": 1.0}), ("b", {}))]
     assert judge(Claim("c", "s", "a@1 < b@1", metric="apart"), rows)["verdict"] == "undecided"
