@@ -22,9 +22,9 @@ FLOOR = 0.01  # of the mean variance, which smaller variances of tokens are not 
 class Whitening(nn.Module):
     """Makes the tokens of each depth uncorrelated and of like variance: `(x - mean) @ matrix`.
 
-    Spectrally normalised heads see tokens at the scale they come in. Where one thing makes up nearly all of a token,
-    such as the picture's background in a network trained on few and simple pictures, heads are all but blind for the
-    rest; DINOv2's own tokens are read as they are. The map is symmetric (ZCA), so a token stays near itself.
+    Spectrally normalised heads see tokens at the scale they come in. Where nearly all that differs between tokens lies
+    in a few directions, as in a network trained on few and simple pictures, heads are all but blind for the rest;
+    DINOv2's own tokens are read as they are. The map is symmetric (ZCA), so a token stays near itself.
 
     Args:
         means: of each depth's tokens, `[D]`.
