@@ -18,7 +18,7 @@ import torch
 from scipy.stats import t as student_t
 
 from distill.cli import quiet
-from distill.collaboration.calibrate import HELD_OUT, calibrate, search, seeded
+from distill.collaboration.calibrate import CALIBRATION, calibrate, search, seeded
 from distill.collaboration.calibration import Calibration
 from distill.collaboration.commands import open_pair
 from distill.collaboration.judges import ShapesScore
@@ -50,7 +50,7 @@ def main() -> None:
     rows: dict[str, Any] = read_json(arguments.rows) if arguments.rows.is_file() else {}
     pair = open_pair(arguments.student, arguments.teacher, "small-shapes", None, arguments.student_steps,
                      solver="DPMSolverMultistepScheduler")  # fmt: skip
-    held_out = shapes.captions(HELD_OUT, range(arguments.held_out))
+    held_out = shapes.captions(CALIBRATION, range(arguments.held_out))
     if "calibration" not in rows:
         rows["calibration"] = vars(calibrate(pair, held_out, batch_size=64))
         save_json(rows, arguments.rows)

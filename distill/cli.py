@@ -224,7 +224,7 @@ def calibrate(
 
     if unknown := [mode for mode in modes if mode not in MODES] or not modes:
         raise ConfigError(f"modes are some of {', '.join(MODES)}; got {unknown if modes else 'none'}")
-    asked, best_by = prompts_of(prompts, count, seed=calibrating.HELD_OUT), target_of(target, device)
+    asked, best_by = prompts_of(prompts, count, seed=calibrating.CALIBRATION), target_of(target, device)
     pair = open_pair(
         student, teacher, judge, None, student_steps, student_guidance, teacher_guidance, solver, device
     )  # fmt: skip
@@ -342,14 +342,14 @@ def analyse(
         device: auto, cpu, cuda, ...
     """
     from distill.collaboration import analysis
-    from distill.collaboration.calibrate import HELD_OUT
+    from distill.collaboration.calibrate import CALIBRATION
     from distill.collaboration.commands import open_pair, prompts_of
     from distill.collaboration.judges import open_judge
     from distill.errors import ConfigError
     from distill.evaluation.distances import open_distance
     from distill.inference import pick_device
 
-    asked = prompts_of(prompts, count, seed=HELD_OUT)
+    asked = prompts_of(prompts, count, seed=CALIBRATION)
     if teacher_steps < 3 or len(asked) < 10:
         raise ConfigError(
             f"an analysis needs 3 teacher steps and 10 prompts or more; got {teacher_steps} and {len(asked)}"

@@ -14,7 +14,7 @@ from distill.collaboration.pipeline import AdaptiveOutput, AdaptivePipeline, net
 from distill.errors import ConfigError
 from distill.progress import tracked
 
-HELD_OUT = 2  # seed of captions of drawn images that are neither trained on nor measured with
+CALIBRATION = 2  # seed of captions of drawn images that are neither trained on nor measured with
 VARIANCES = (0.3, 0.4, 0.55, 0.7, 0.75)  # the range of the paper, section 4
 SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 Target = Callable[[list[str], Tensor], float]

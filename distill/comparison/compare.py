@@ -10,9 +10,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from distill.collaboration.calibrate import HELD_OUT, calibrate
+from distill.collaboration.calibrate import CALIBRATION, calibrate
+from distill.collaboration.calibration import Calibration, prompts_hash
+from distill.collaboration.calibration import digest as weights_digest
 from distill.collaboration.judges import open_judge
-from distill.collaboration.pipeline import AdaptiveOutput, AdaptivePipeline
+from distill.collaboration.pipeline import AdaptiveOutput, AdaptivePipeline, network_of
+from distill.comparison.identity import digest
 from distill.comparison.rows import Adaptive, Comparison, Row, rows_of
 from distill.data import shapes
 from distill.data.prompts import read_prompts
@@ -102,11 +105,20 @@ def _adaptive(student: Painter, how: Adaptive, budget: int, comparison: Comparis
     judge = open_judge(how.judge, pick_device("auto"))
     pair = AdaptivePipeline(student.pipeline, teacher.pipeline, judge, None, student.call, teacher.call)
     pair.set_progress_bar_config(disable=True)  # type: ignore[attr-defined]
-    held_out = read_prompts(how.held_out) if how.held_out else shapes.captions(HELD_OUT, range(how.count))
-    pair.calibration = calibrate(pair, held_out, batch_size=comparison.batch_size)
+    held_out = read_prompts(how.held_out) if how.held_out else shapes.captions(CALIBRATION, range(how.count))
+    pair.calibration = _calibration(pair, held_out, comparison)
     call = {"mode": how.mode, "variance": how.variance, "teacher_steps": how.teacher_steps}
     call |= {"budget": budget, "batch_size": comparison.batch_size}
     return Painter(Counted(pair), call, teacher=student.teacher)
+
+
+def _calibration(pair: AdaptivePipeline, prompts: list[str], comparison: Comparison) -> Calibration:
+    """The judge's scores of the student's images of these prompts; budgets of one student share them."""
+    about = (weights_digest(network_of(pair.student)), pair.student_call, pair.judge.spec, prompts_hash(prompts))
+    file = Path(comparison.runs) / "calibrations" / f"{digest(about)}.json"
+    if not file.is_file():
+        calibrate(pair, prompts, batch_size=comparison.batch_size).save(file)
+    return Calibration.load(file)
 
 
 class Counted:

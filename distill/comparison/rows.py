@@ -35,7 +35,7 @@ class Adaptive:
         solver: a diffusers scheduler in place of the teacher's own.
         judge: that decides; none that measures.
         held_out: a file of prompts or a set's name, by which the budget is set; captions of drawn images if not given.
-        count: how many captions of drawn images.
+        count: how many captions of drawn images; the more, the nearer what is spent to the budget.
 
     Held-out prompts are to be like those that are measured, as the share of rejected images is taken from them;
     captions of drawn images are, some of which are short and among both.
@@ -52,7 +52,7 @@ class Adaptive:
     solver: str | None = None
     judge: str = "small-shapes"
     held_out: str | None = None
-    count: int = 2000
+    count: int = 10000
 
     def __post_init__(self) -> None:
         check_judge(self.judge)

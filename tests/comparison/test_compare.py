@@ -208,6 +208,11 @@ def test_a_teacher_improves_what_the_budget_allows(tmp_path: Path, sd_folder: Pa
     assert calibration.steps == 1 and calibration.prompts == 40
     assert calibration.prompts_hash == prompts_hash(shapes.captions(2, range(40))) != prompts_hash(prompts[:40])
     assert painter.call["budget"] == 2 and painter.call["teacher_steps"] == 3
+    made = {file: file.stat().st_mtime_ns for file in (tmp_path / "calibrations").iterdir()}
+    other = replace(rows[2], entry=replace(together, adaptive=replace(adaptive, teacher_steps=4)))
+    with Lock(tmp_path / "lock") as lock:
+        assert _open(other, listed, lock)[0].pipeline.pair.calibration == calibration
+    assert len(made) == 1 and made == {file: file.stat().st_mtime_ns for file in (tmp_path / "calibrations").iterdir()}
     improved, before = painter(prompts, 0, 20), alone(prompts, 0, 20)
     kept = (improved - before).flatten(1).abs().amax(1) < 1e-5
     assert painter.pipeline.steps == [1 if same else 4 for same in kept.tolist()]
