@@ -139,7 +139,18 @@ class Checkpoint(ModelCheckpoint):
         """With the step of now: the module logs one for the x axis, which is that of the last line logged."""
         return super()._monitor_candidates(trainer) | {"step": torch.tensor(trainer.global_step)}
 
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *rest: Any) -> None:
+        """Saves where the run ends within an epoch: after its end Lightning counts the epoch as gone through, and a run
+        that is given more steps later would go on in another epoch's order.
+        """
+        super().on_train_batch_end(trainer, pl_module, *rest)
+        if trainer.should_stop or trainer.global_step == trainer.max_steps:
+            self._save_final(trainer)
+
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._save_final(trainer)
+
+    def _save_final(self, trainer: L.Trainer) -> None:
         if self.save_last and self._last_global_step_saved != trainer.global_step:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 

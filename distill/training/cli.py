@@ -67,6 +67,10 @@ class DistillCLI(LightningCLI):
             raise ConfigError(
                 f"there is no checkpoint at '{checkpoint}'; `distill fit` writes them, `last` is the newest"
             )
+        if checkpoint == "last":
+            checkpoint = Path(str(self.config[self.subcommand].checkpoint.dirpath)) / "last.ckpt"
+        if checkpoint is not None:
+            parallel.check_checkpoint(checkpoint, str(strategy))
 
     def instantiate_classes(self) -> None:
         """As LightningCLI, but says only what the constructor that refused its arguments said."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,6 +70,31 @@ def check_names(strategy: str, precision: str) -> None:
             f"trainer.precision={precision} is not supported: float16 overflows in the adversarial terms, and small "
             "updates vanish in half-precision weights; use bf16-mixed or 32-true"
         )
+
+
+def check_checkpoint(checkpoint: str | Path, strategy: str) -> None:
+    """Refuses to go on sharded from what was whole, or whole from what was sharded (a folder): optimizers cannot.
+
+    Raises:
+        ConfigError: a checkpoint of FSDP2 under another strategy, or one of another strategy under FSDP2.
+    """
+    path, sharded = Path(checkpoint), strategy.endswith("ModelParallelStrategy")
+    if path.is_dir() and not sharded:
+        made, how = "a sharded", f"trainer.strategy: {_FSDP2}, on any number of devices"
+    elif path.is_file() and sharded and _whole(path):
+        made, how = "an unsharded", "trainer.strategy to auto or ddp, on any number of devices"
+    else:
+        return
+    raise ConfigError(
+        f"'{path}' is the checkpoint of {made} run, which trainer.strategy={strategy} cannot go on with; set {how}, "
+        f"or begin a new run with its student (model.student_init: {path})"
+    )
+
+
+def _whole(checkpoint: Path) -> bool:
+    """Whether its optimizers number their parameters; sharded ones name them."""
+    states = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["optimizer_states"]
+    return any(isinstance(parameter, int) for state in states for parameter in state["state"])
 
 
 def prepare(

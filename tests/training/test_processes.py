@@ -162,6 +162,42 @@ def test_killed_run_continues_bit_for_bit(method: Method, tmp_path: Path) -> Non
     assert min(logged(killed)["step"]) >= 3, "the second run began anew"
 
 
+DDP = {"trainer__strategy": "ddp", "trainer__devices": 2}
+SHARDED_ALONE = {**FSDP2, "trainer__devices": 1, "trainer__strategy__data_parallel_size": 1}
+
+
+@pytest.mark.parametrize("method", ["ladd"], indirect=True)
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [({}, {}), (DDP, {}), ({}, DDP), (FSDP2, SHARDED_ALONE)],
+    ids=["one", "ddp-one", "one-ddp", "fsdp2-sharded_alone"],
+)
+def test_a_run_is_given_more_steps_and_other_processes(
+    before: dict, after: dict, method: Method, tmp_path: Path
+) -> None:
+    """Two steps, then three on other processes: the batches and losses of five on one."""
+    for steps, how in ((2, before), (5, after)):
+        arguments = method.arguments(tmp_path, trainer__max_steps=steps, **how)
+        run = distill([*arguments, "--ckpt_path", "last"])
+        assert run.returncode == 0, run.stderr[-2000:]
+    whole, rest = logged(method.alone), logged(tmp_path)
+    assert rest["step"] == whole["step"][2:], "the second run began anew"
+    for name in COMPARED[method.name]:
+        assert rest[name] == pytest.approx(whole[name][2:], rel=1e-4), name
+
+
+@pytest.mark.parametrize("method", ["ladd"], indirect=True)
+def test_a_run_that_cannot_go_on_sharded_or_whole_is_told_how(method: Method, tmp_path: Path) -> None:
+    whole = method.alone / "checkpoints" / "last.ckpt"
+    run = distill([*method.arguments(tmp_path, **FSDP2), "--ckpt_path", str(whole)])
+    assert run.returncode == 2
+    assert "is the checkpoint of an unsharded run" in run.stderr and "model.student_init: " in run.stderr
+    (tmp_path / "checkpoints" / "last.ckpt").mkdir(parents=True)
+    run = distill([*method.arguments(tmp_path), "--ckpt_path", "last"])
+    assert run.returncode == 2
+    assert "is the checkpoint of a sharded run, which trainer.strategy=auto cannot go on with; set tr" in run.stderr
+
+
 def _assert_equal(first: object, second: object) -> None:
     if isinstance(first, torch.Tensor):
         assert torch.equal(first, second)  # type: ignore[arg-type]
