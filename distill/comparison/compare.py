@@ -10,12 +10,14 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from torch import nn
+
 from distill.collaboration.calibrate import CALIBRATION, calibrate
 from distill.collaboration.calibration import Calibration, prompts_hash
 from distill.collaboration.calibration import digest as weights_digest
 from distill.collaboration.judges import open_judge
-from distill.collaboration.pipeline import AdaptiveOutput, AdaptivePipeline, network_of
-from distill.comparison.identity import digest
+from distill.collaboration.pipeline import AdaptiveOutput, AdaptivePipeline
+from distill.comparison.identity import digest, named
 from distill.comparison.rows import Adaptive, Comparison, Row, rows_of
 from distill.data import shapes
 from distill.data.prompts import read_prompts
@@ -114,10 +116,14 @@ def _adaptive(student: Painter, how: Adaptive, budget: int, comparison: Comparis
 
 def _calibration(pair: AdaptivePipeline, prompts: list[str], comparison: Comparison) -> Calibration:
     """The judge's scores of the student's images of these prompts; budgets of one student share them."""
-    about = (weights_digest(network_of(pair.student)), pair.student_call, pair.judge.spec, prompts_hash(prompts))
-    file = Path(comparison.runs) / "calibrations" / f"{digest(about)}.json"
-    if not file.is_file():
-        calibrate(pair, prompts, batch_size=comparison.batch_size).save(file)
+    parts = pair.student.components.items()
+    about = {name: weights_digest(part) if isinstance(part, nn.Module) else repr(part) for name, part in parts}
+    judge = [pair.judge.spec, named(pair.judge.spec)]
+    folder = Path(comparison.runs) / "calibrations"
+    file = folder / f"{digest([about, pair.student_call, judge, prompts_hash(prompts)])}.json"
+    with Lock(file.with_suffix(".lock"), wait=True):
+        if not file.is_file():
+            calibrate(pair, prompts, batch_size=comparison.batch_size).save(file)
     return Calibration.load(file)
 
 

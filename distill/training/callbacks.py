@@ -139,20 +139,26 @@ class Checkpoint(ModelCheckpoint):
         """With the step of now: the module logs one for the x axis, which is that of the last line logged."""
         return super()._monitor_candidates(trainer) | {"step": torch.tensor(trainer.global_step)}
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *rest: Any) -> None:
-        """Saves where the run ends within an epoch: after its end Lightning counts the epoch as gone through, and a run
-        that is given more steps later would go on in another epoch's order.
-        """
-        super().on_train_batch_end(trainer, pl_module, *rest)
-        if trainer.should_stop or trainer.global_step == trainer.max_steps:
-            self._save_final(trainer)
-
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self._save_final(trainer)
-
-    def _save_final(self, trainer: L.Trainer) -> None:
-        if self.save_last and self._last_global_step_saved != trainer.global_step:
+        tried = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if self.save_last and self._last_global_step_saved != trainer.global_step and not tried:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Keeps a run that ended within an epoch as one that was killed there.
+
+        Lightning counts the epoch as gone through then, and a run that is given more steps would go on with the next
+        one's order.
+        """
+        loop = checkpoint["loops"]["fit_loop"]
+        epochs, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
+        if epochs["current"]["processed"] < epochs["current"]["ready"]:
+            return
+        for part in ("total", "current"):
+            epochs[part]["processed"] = epochs[part]["completed"] = epochs[part]["ready"] - 1
+            batches[part]["completed"] = batches[part]["ready"] - 1  # the batch, too, counts once its hooks are through
+        loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+        checkpoint["epoch"] = epochs["current"]["completed"]
 
 
 class RunMonitor(L.Callback):

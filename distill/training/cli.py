@@ -67,10 +67,11 @@ class DistillCLI(LightningCLI):
             raise ConfigError(
                 f"there is no checkpoint at '{checkpoint}'; `distill fit` writes them, `last` is the newest"
             )
-        if checkpoint == "last":
-            checkpoint = Path(str(self.config[self.subcommand].checkpoint.dirpath)) / "last.ckpt"
-        if checkpoint is not None:
-            parallel.check_checkpoint(checkpoint, str(strategy))
+        folder = self.config[self.subcommand].checkpoint.dirpath
+        if checkpoint == "last" and folder is not None:
+            checkpoint = Path(folder) / "last.ckpt"
+        if checkpoint not in (None, "last"):
+            parallel.check_checkpoint(Path(checkpoint), str(strategy), training=self.subcommand == "fit")
 
     def instantiate_classes(self) -> None:
         """As LightningCLI, but says only what the constructor that refused its arguments said."""

@@ -25,22 +25,25 @@ class TrainingCost(L.Callback):
     `target` is the student's moving average that consistency distillation asks. Only what leads to the weights at hand
     is counted: a run that was killed and goes on from a checkpoint forgets what came after it. Time is that of training
     steps; waiting for data, sampling and validation on the way are left out. Peak memory is that of the whole process.
+    Sums are over all processes, which do the same, and stay right where a run goes on with another number of them.
     """
 
     def __init__(self) -> None:
         self.evaluations = dict.fromkeys(ROLES, 0)
-        self.images, self.seconds, self.peak = 0, 0.0, 0
+        self.images, self.wall, self.device, self.peak = 0, 0.0, 0.0, 0
+        self.processes = 1
         self._counting, self._since, self._decoded = False, 0.0, 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"evaluations": dict(self.evaluations), "images": self.images, "seconds": self.seconds,
+        return {"evaluations": dict(self.evaluations), "images": self.images, "wall": self.wall, "device": self.device,
                 "peak": self.peak}  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.evaluations, self.images = dict(state["evaluations"]), state["images"]
-        self.seconds, self.peak = state["seconds"], state["peak"]
+        self.wall, self.device, self.peak = state["wall"], state["device"], state["peak"]
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        self.processes = trainer.world_size
         if isinstance(module, DistillModule):
             for role, network in _networks(module):
                 network.register_forward_pre_hook(self._counter(role))
@@ -48,7 +51,7 @@ class TrainingCost(L.Callback):
     def _counter(self, role: str) -> Any:
         def count(network: nn.Module, inputs: tuple[Any, ...]) -> None:
             if self._counting:
-                self.evaluations[role] += len(next(_tensors(inputs)))
+                self.evaluations[role] += self.processes * len(next(_tensors(inputs)))
 
         return count
 
@@ -60,22 +63,23 @@ class TrainingCost(L.Callback):
         if not self._counting:
             return
         self._counting = False
-        self.evaluations["decoder"] += module.decoded - self._decoded
-        self.seconds += time.perf_counter() - self._since
-        self.images += len(batch["prompts"])
+        seconds = time.perf_counter() - self._since
+        self.evaluations["decoder"] += self.processes * (module.decoded - self._decoded)
+        self.wall, self.device = self.wall + seconds, self.device + self.processes * seconds
+        self.images += self.processes * len(batch["prompts"])
         self.peak = max(self.peak, peak_memory())
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
         if trainer.is_global_zero and isinstance(module, DistillModule):
-            save_json(self.summary(trainer.world_size), Path(trainer.default_root_dir) / "cost.json")
+            save_json(self.summary(), Path(trainer.default_root_dir) / "cost.json")
 
-    def summary(self, processes: int = 1) -> dict[str, Any]:
-        """The sums over all processes, which all do the same; `peak_GiB` is of one."""
+    def summary(self) -> dict[str, Any]:
+        """The sums; `peak_GiB` is of one process."""
         return {
-            "images": self.images * processes,
-            "evaluations": {role: count * processes for role, count in self.evaluations.items()},
-            "wall_seconds": round(self.seconds, 2),
-            "device_seconds": round(self.seconds * processes, 2),
+            "images": self.images,
+            "evaluations": dict(self.evaluations),
+            "wall_seconds": round(self.wall, 2),
+            "device_seconds": round(self.device, 2),
             "peak_GiB": round(self.peak / 2**30, 3),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         }

@@ -390,6 +390,7 @@ class DistillModule(L.LightningModule):
             "schedule": self.backbone.schedule,
             "steps": self.global_step,
             "size": self.latent_size,
+            "sharded": self._sharded(),
             "data": getattr(self.trainer.datamodule, "description", ""),  # type: ignore[attr-defined]
         }
 

@@ -72,29 +72,40 @@ def check_names(strategy: str, precision: str) -> None:
         )
 
 
-def check_checkpoint(checkpoint: str | Path, strategy: str) -> None:
-    """Refuses to go on sharded from what was whole, or whole from what was sharded (a folder): optimizers cannot.
+def check_checkpoint(path: Path, strategy: str, training: bool) -> None:
+    """Refuses what Lightning cannot load under a strategy: a sharded checkpoint, which is a folder, without FSDP2; and,
+    to train on, the optimizers of a run without FSDP2 with it.
+
+    Args:
+        path: of the checkpoint.
+        strategy: its name in the recipe.
+        training: whether the run is to go on, not only to be measured.
 
     Raises:
-        ConfigError: a checkpoint of FSDP2 under another strategy, or one of another strategy under FSDP2.
+        ConfigError: one of these, or a folder that is no checkpoint.
     """
-    path, sharded = Path(checkpoint), strategy.endswith("ModelParallelStrategy")
+    sharded = strategy.endswith("ModelParallelStrategy")
+    if path.is_dir() and not (path / "meta.pt").is_file():
+        raise ConfigError(
+            f"'{path}' is a folder and no checkpoint; give the newest by `last`, or one of its checkpoints/"
+        )
     if path.is_dir() and not sharded:
-        made, how = "a sharded", f"trainer.strategy: {_FSDP2}, on any number of devices"
-    elif path.is_file() and sharded and _whole(path):
+        made, how = "an FSDP2", f"trainer.strategy: {_FSDP2}, on any number of devices"
+    elif training and sharded and path.is_file() and not _sharded(path):
         made, how = "an unsharded", "trainer.strategy to auto or ddp, on any number of devices"
     else:
         return
     raise ConfigError(
-        f"'{path}' is the checkpoint of {made} run, which trainer.strategy={strategy} cannot go on with; set {how}, "
-        f"or begin a new run with its student (model.student_init: {path})"
+        f"'{path}' is the checkpoint of {made} run, which trainer.strategy={strategy} cannot load; set {how}, or begin "
+        f"a new run with its student (model.student_init: {path})"
     )
 
 
-def _whole(checkpoint: Path) -> bool:
-    """Whether its optimizers number their parameters; sharded ones name them."""
-    states = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["optimizer_states"]
-    return any(isinstance(parameter, int) for state in states for parameter in state["state"])
+def _sharded(checkpoint: Path) -> bool:
+    """Whether a checkpoint of one file comes from FSDP2; so does one that does not say."""
+    return (
+        torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True).get("distill", {}).get("sharded", True)
+    )
 
 
 def prepare(

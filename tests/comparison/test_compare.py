@@ -18,13 +18,13 @@ import pytest
 import yaml
 
 from distill.cli import main
-from distill.collaboration.calibration import prompts_hash
+from distill.collaboration.calibration import Calibration, prompts_hash
 from distill.comparison.claims import Claim, Source, check, judge
 from distill.comparison.compare import _cost, _open, _trained, compare
 from distill.comparison.identity import weights
 from distill.comparison.measures import Diversity, Drawn, LikeTeacher
 from distill.comparison.report import _claims, markdown, summary
-from distill.comparison.rows import Adaptive, Comparison, Entry, rows_of
+from distill.comparison.rows import Adaptive, Comparison, Entry, Row, rows_of
 from distill.data import shapes
 from distill.errors import ConfigError
 from distill.files import Lock, save_json
@@ -208,15 +208,25 @@ def test_a_teacher_improves_what_the_budget_allows(tmp_path: Path, sd_folder: Pa
     assert calibration.steps == 1 and calibration.prompts == 40
     assert calibration.prompts_hash == prompts_hash(shapes.captions(2, range(40))) != prompts_hash(prompts[:40])
     assert painter.call["budget"] == 2 and painter.call["teacher_steps"] == 3
-    made = {file: file.stat().st_mtime_ns for file in (tmp_path / "calibrations").iterdir()}
-    other = replace(rows[2], entry=replace(together, adaptive=replace(adaptive, teacher_steps=4)))
-    with Lock(tmp_path / "lock") as lock:
-        assert _open(other, listed, lock)[0].pipeline.pair.calibration == calibration
-    assert len(made) == 1 and made == {file: file.stat().st_mtime_ns for file in (tmp_path / "calibrations").iterdir()}
+    made = {file: file.stat().st_mtime_ns for file in (tmp_path / "calibrations").glob("*.json")}
+    budget = replace(together, adaptive=replace(adaptive, teacher_steps=4))
+    assert len(made) == 1 and _calibration_of(budget, rows[2], listed) == calibration
+    assert made == {file: file.stat().st_mtime_ns for file in (tmp_path / "calibrations").glob("*.json")}
+    others = [replace(together, solver="EulerDiscreteScheduler"), replace(together, guidance=2.0)]
+    for changed in ({"judge": "shapes"}, {"count": 41}, {"student_steps": 2}):
+        others.append(replace(together, steps=[3], adaptive=replace(adaptive, **changed)))
+    for count, other in enumerate(others, 2):
+        _calibration_of(other, rows[2], listed)
+        assert len(list((tmp_path / "calibrations").glob("*.json"))) == count, other
     improved, before = painter(prompts, 0, 20), alone(prompts, 0, 20)
     kept = (improved - before).flatten(1).abs().amax(1) < 1e-5
     assert painter.pipeline.steps == [1 if same else 4 for same in kept.tolist()]
     assert 0.4 < float(kept.float().mean()) < 0.9, "2 = 1 + 3 / 3 steps: one of three"
+
+
+def _calibration_of(entry: Entry, like: Row, listed: Comparison) -> Calibration:
+    with Lock(Path(listed.runs) / "lock") as lock:
+        return _open(replace(like, entry=entry), listed, lock)[0].pipeline.pair.calibration
 
 
 def test_a_checkpoint_that_is_not_there_is_found_before_anything_is_trained(tmp_path: Path) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import lightning as L
 import pytest
+import torch
 
+from distill.data.loading import GlobalBatchSampler, ResumableLoader
 from distill.training.callbacks import Checkpoint
 
 
@@ -38,3 +43,116 @@ def test_sharded_checkpoint_is_replaced_whole(tmp_path: Path) -> None:
     assert [file.read_text() for file in sorted(last.iterdir())] == ["3", "3"]
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"], "what the killed save left is still there"
     assert callback._last_checkpoint_saved == str(last)
+
+
+class Numbers:
+    def __len__(self) -> int:
+        return 20
+
+    def __getitems__(self, indices: list[int]) -> list[int]:
+        return indices
+
+
+class Reader(L.LightningModule):
+    """Learns nothing of note and remembers what it was given, when, and after which steps it was validated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Linear(1, 1)
+        self.seen: list[tuple[int, int, list[int]]] = []
+        self.validated: list[int] = []
+
+    def training_step(self, batch: list[int], batch_idx: int) -> torch.Tensor:
+        self.seen.append((self.trainer.fit_loop.total_batch_idx, self.current_epoch, batch))
+        return self.weight(torch.ones(1, 1)).sum()
+
+    def validation_step(self, batch: list[int], batch_idx: int) -> None:
+        self.log("falling", -float(self.global_step), batch_size=1)
+
+    def on_validation_epoch_end(self) -> None:
+        self.validated.append(self.global_step)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class StopAt(L.Callback):
+    """Stops at a step, after a batch or after a validation, as early stopping does."""
+
+    def __init__(self, step: int, validated: bool = False):
+        self.step, self.validated = step, validated
+
+    def __str__(self) -> str:
+        return f"stop {'after validation' if self.validated else ''}at {self.step}"
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        trainer.should_stop |= not self.validated and trainer.global_step == self.step
+
+    def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
+        trainer.should_stop |= self.validated and trainer.global_step >= self.step
+
+
+def read(
+    folder: Path, resume: bool = False, stop: L.Callback | None = None, kept: dict | None = None, **settings: Any
+) -> tuple[Reader, Checkpoint]:
+    """Fits a reader to 20 numbers in batches of 4: five to an epoch."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    checkpoint = Checkpoint(str(folder), save_last=True, enable_version_counter=False,
+                            **(kept or {"every_n_train_steps": 500}))  # fmt: skip
+    module = Reader()
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[checkpoint, *([stop] if stop else [])], num_sanity_val_steps=0, use_distributed_sampler=False,
+        **{"max_epochs": -1, **settings},
+    )  # fmt: skip
+    loaders = [
+        ResumableLoader(Numbers(), batch_sampler=GlobalBatchSampler(20, 4), collate_fn=list)  # type: ignore[arg-type]
+        for _ in range(2)
+    ]
+    trainer.fit(
+        module,
+        loaders[0],
+        loaders[1] if settings.get("val_check_interval") else None,
+        ckpt_path=folder / "last.ckpt" if resume else None,
+    )
+    return module, checkpoint
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("validated", [{}, {"val_check_interval": 2}, {"val_check_interval": 5}], ids=["", "2", "5"])
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ({"max_steps": 3}, {"max_steps": 13}),
+        ({"max_steps": 5}, {"max_steps": 13}),
+        ({"max_steps": 3}, {"max_epochs": 3}),
+        ({"max_epochs": 2}, {"max_epochs": 3}),
+        ({"max_epochs": 2, "max_steps": 100}, {"max_steps": 13}),
+        ({"max_steps": 13, "stop": StopAt(3)}, {"max_steps": 13}),
+        ({"max_steps": 13, "stop": StopAt(5)}, {"max_steps": 13}),
+        ({"max_steps": 13, "stop": StopAt(4, validated=True)}, {"max_steps": 13}),
+        ({"max_epochs": 3, "stop": StopAt(4, validated=True)}, {"max_epochs": 3}),
+    ],
+    ids=lambda how: ",".join(map(str, how.values())),
+)
+def test_a_run_that_ended_goes_on_where_it_was(first: dict, then: dict, validated: dict, tmp_path: Path) -> None:
+    """However it ended, and however it is prolonged: the same batches and validations as in one go."""
+    whole, _ = read(tmp_path / "whole", **then, **validated)
+    one, _ = read(tmp_path / "parts", **first, **validated)
+    other, _ = read(tmp_path / "parts", resume=True, **then, **validated)
+    assert 0 < len(one.seen) and one.seen + other.seen == whole.seen
+    stopped = {len(one.seen)} - set(whole.validated) if "stop" in first else set()  # Lightning validates there besides
+    assert [step for step in one.validated + other.validated if step not in stopped] == whole.validated
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_last_step_is_kept_beside_the_best_ones(tmp_path: Path) -> None:
+    """A run that ends with a validation keeps what that makes the best, and `last.ckpt` once."""
+    kept = {"monitor": "falling", "every_n_epochs": 1}
+    _, checkpoint = read(tmp_path, max_steps=10, val_check_interval=5, kept=kept)
+    assert Path(checkpoint.best_model_path).name == "epoch=1-step=10.ckpt"
+    _, checkpoint = read(tmp_path / "short", max_steps=12, val_check_interval=5, kept=kept)
+    last = torch.load(tmp_path / "short" / "last.ckpt", weights_only=True)
+    assert (last["global_step"], last["epoch"]) == (12, 2)
+    read(tmp_path / "short", fast_dev_run=True)
+    assert torch.load(tmp_path / "short" / "last.ckpt", weights_only=True)["global_step"] == 12

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -57,17 +58,28 @@ def test_evaluations_of_add(sd_folder: Path, vit_folder: Path, tmp_path: Path) -
 def test_a_continued_run_counts_on(sd3_folder: Path, sd3_latents: Path, tmp_path: Path) -> None:
     data = LatentsData(str(sd3_latents), str(sd3_folder), batch_size=8)
     first = trained(sd3_folder, [LatentAdversarial()], data, tmp_path)
-    seconds = first.seconds
+    seconds = first.wall
     again = trained(sd3_folder, [LatentAdversarial()], data, tmp_path, steps=3, last=tmp_path / "last.ckpt")
-    assert again.images == 24 and again.evaluations["teacher"] == 72 and again.seconds > seconds
+    assert again.images == 24 and again.evaluations["teacher"] == 72 and again.wall > seconds
 
 
-def test_summary_is_over_all_processes() -> None:
+def test_sums_are_over_the_processes_of_each_stretch() -> None:
+    """Two batches of 4 on 8 processes, then one on 2: what is kept is of all of them."""
     cost = TrainingCost()
-    cost.images, cost.seconds, cost.evaluations["student"] = 10, 4.0, 7
-    found = cost.summary(processes=8)
-    assert (found["images"], found["wall_seconds"], found["device_seconds"]) == (80, 4.0, 32.0)
-    assert found["evaluations"]["student"] == 56
+    for processes, batches in ((8, 2), (2, 1)):
+        stretch = TrainingCost()
+        stretch.load_state_dict(cost.state_dict())
+        stretch.on_train_start(SimpleNamespace(world_size=processes), None)  # type: ignore[arg-type]
+        for _ in range(batches):
+            stretch._counting = True
+            stretch._counter("student")(None, (torch.zeros(4),))
+            stretch._since = time.perf_counter() - 1
+            stretch.on_train_batch_end(None, SimpleNamespace(decoded=4), None, {"prompts": [""] * 4}, 0)  # type: ignore[arg-type]
+        cost = stretch
+    found = cost.summary()
+    assert found["images"] == found["evaluations"]["student"] == found["evaluations"]["decoder"] == 8 * 8 + 4 * 2
+    assert found["wall_seconds"] == pytest.approx(3, abs=0.1)
+    assert found["device_seconds"] == pytest.approx(18, abs=0.5)
     assert found["device"] == (torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu")
 
 

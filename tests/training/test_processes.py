@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from distill.export import load_student
+from distill.files import read_json
 from tests.runs import checkpoint, command, distill, environment, fit_arguments, logged
 
 FSDP2 = {
@@ -184,6 +185,8 @@ def test_a_run_is_given_more_steps_and_other_processes(
     assert rest["step"] == whole["step"][2:], "the second run began anew"
     for name in COMPARED[method.name]:
         assert rest[name] == pytest.approx(whole[name][2:], rel=1e-4), name
+    costs = [read_json(folder / "cost.json") for folder in (method.alone, tmp_path)]
+    assert [cost["images"] for cost in costs] == [80, 80] and costs[0]["evaluations"] == costs[1]["evaluations"]
 
 
 @pytest.mark.parametrize("method", ["ladd"], indirect=True)
@@ -192,10 +195,16 @@ def test_a_run_that_cannot_go_on_sharded_or_whole_is_told_how(method: Method, tm
     run = distill([*method.arguments(tmp_path, **FSDP2), "--ckpt_path", str(whole)])
     assert run.returncode == 2
     assert "is the checkpoint of an unsharded run" in run.stderr and "model.student_init: " in run.stderr
-    (tmp_path / "checkpoints" / "last.ckpt").mkdir(parents=True)
+    folder = tmp_path / "checkpoints" / "last.ckpt"
+    folder.mkdir(parents=True)
+    for subcommand in ("fit", "validate"):
+        run = distill([subcommand, *method.arguments(tmp_path)[1:], "--ckpt_path", str(folder)])
+        assert run.returncode == 2
+        assert f"'{folder}' is a folder and no checkpoint; give the newest by `last`" in run.stderr
+    (folder / "meta.pt").touch()
     run = distill([*method.arguments(tmp_path), "--ckpt_path", "last"])
     assert run.returncode == 2
-    assert "is the checkpoint of a sharded run, which trainer.strategy=auto cannot go on with; set tr" in run.stderr
+    assert "is the checkpoint of an FSDP2 run, which trainer.strategy=auto cannot load; set trainer.s" in run.stderr
 
 
 def _assert_equal(first: object, second: object) -> None:

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from distill import backbones
+from distill.adversarial.taps import Taps
+from distill.training import parallel
+
+
+def test_compiled_blocks_answer_and_are_tapped_as_plain_ones(sd3_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced, then run as they are: what a backend makes of the trace is not ours."""
+    compile, traced = torch.compile, []
+
+    def trace(function: Any) -> Any:
+        traced.append(function)
+        return compile(function, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", trace)
+    answers: list[list[Tensor]] = []
+    for compiled in (False, True):
+        backbone = backbones.load(str(sd3_folder))
+        denoiser = backbone.denoiser()
+        taps = Taps(denoiser)
+        parallel.prepare(denoiser, compiled=compiled)
+        with torch.no_grad():
+            cond = backbone.text_encoder()(["a red ring", "a blue square"])
+        x = torch.randn(2, *backbone.latent_shape(), generator=torch.Generator().manual_seed(0)).requires_grad_()
+        t = torch.tensor([1.0, 0.25])
+        features = taps(x, t, cond)
+        (gradient,) = torch.autograd.grad(denoiser(x, t, cond).square().mean(), x)
+        answers.append([*features, gradient])
+    assert len(traced) == len(denoiser.blocks) > 0
+    for plain, other in zip(*answers, strict=True):
+        torch.testing.assert_close(other, plain, atol=1e-6, rtol=1e-5)
