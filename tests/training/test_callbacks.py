@@ -135,11 +135,14 @@ def read(
     ],
     ids=lambda how: ",".join(map(str, how.values())),
 )
-def test_a_run_that_ended_goes_on_where_it_was(first: dict, then: dict, validated: dict, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", [{"every_n_train_steps": 500}, {"every_n_epochs": 1}], ids=["steps", "epochs"])
+def test_a_run_that_ended_goes_on_where_it_was(
+    first: dict, then: dict, validated: dict, kept: dict, tmp_path: Path
+) -> None:
     """However it ended, and however it is prolonged: the same batches and validations as in one go."""
-    whole, _ = read(tmp_path / "whole", **then, **validated)
-    one, _ = read(tmp_path / "parts", **first, **validated)
-    other, _ = read(tmp_path / "parts", resume=True, **then, **validated)
+    whole, _ = read(tmp_path / "whole", kept=kept, **then, **validated)
+    one, _ = read(tmp_path / "parts", kept=kept, **first, **validated)
+    other, _ = read(tmp_path / "parts", resume=True, kept=kept, **then, **validated)
     assert 0 < len(one.seen) and one.seen + other.seen == whole.seen
     stopped = {len(one.seen)} - set(whole.validated) if "stop" in first else set()  # Lightning validates there besides
     assert [step for step in one.validated + other.validated if step not in stopped] == whole.validated
