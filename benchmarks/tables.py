@@ -18,11 +18,9 @@ def main() -> None:
     """Every result there is, in its own section."""
     parts = ["# Results\n\nMade by `python benchmarks/tables.py` from the files in `benchmarks/results`.\n"]
     sections = {
-        "ladd_tiny": students,
-        "ladd_demo": students,
-        "add_tiny": students,
-        "diffusion2gan_tiny": students,
-        "diffusion2gan_regression": students,
+        "ladd_tiny": comparison("LADD's long recipe, `benchmarks/ladd_tiny.yaml`"),
+        "add_tiny": comparison("ADD, `benchmarks/add_tiny.yaml`"),
+        "diffusion2gan_tiny": comparison("Diffusion2GAN, `benchmarks/diffusion2gan_tiny.yaml`"),
         "methods_tiny": comparison("All methods, `benchmarks/methods_tiny.yaml`"),
         "consistency_tiny": comparison("Consistency distillation beside LADD, `benchmarks/consistency_tiny.yaml`"),
         "hybrids": comparison("Mixtures, `benchmarks/hybrids.yaml`"),
@@ -43,43 +41,6 @@ def main() -> None:
         if file.is_file():
             parts.append(section(read_json(file)))
     (ROOT / "docs" / "results.md").write_text("\n".join(parts))
-
-
-def students(result: dict[str, Any]) -> str:
-    """The students of a recipe beside their teacher, 1, 2 and 4 steps, a row for each seed."""
-    rows = result["values"]["rows"]
-    lines = [
-        f"## Recipe {result['values']['recipe']}, teacher {result['values']['teacher']}\n",
-        origin(result),
-        "| | fid_shapes | alignment | images |",
-        "|---|---|---|---|",
-    ]
-    lines += [
-        f"| {name} | {row['fid_shapes']:.1f} | {row['alignment']:.3f} | {row['samples']} |"
-        for name, row in rows.items()
-        if "fid_shapes" in row
-    ]
-    lines += [
-        "",
-        "Over the seeds, mean (lowest to highest):\n",
-        "| | fid / teacher at 50 steps | fid / teacher at 1 step | alignment lost, points |",
-        "|---|---|---|---|",
-    ]
-    found = result["values"]["summary"]
-    for name, values in found.items():
-        if name.startswith("student_"):
-            lines.append(f"| {name} | {' | '.join(map(spread, values.values()))} |")
-    apart = [
-        f"{name.replace('_', ' ')} {spread(value)}" for name, value in found.items() if name.endswith("to_teacher")
-    ]
-    if apart:
-        lines += ["", "One step against the teacher's own picture of the same noise: " + "; ".join(apart) + "."]
-    return "\n".join(lines) + "\n"
-
-
-def spread(values: dict[str, float]) -> str:
-    """Mean, lowest and highest."""
-    return f"{values['mean']} ({values['min']} to {values['max']})"
 
 
 def comparison(title: str) -> Section:

@@ -112,7 +112,7 @@ def pareto(table: list[dict[str, Any]], metrics: list[str]) -> Any:
     """Two metrics against steps, seconds per image and minutes of training, a line per name."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(16, 3.5 * len(metrics)), layout="constrained")
+    figure = Figure(figsize=(19, 3.5 * len(metrics)), layout="constrained")
     axes = figure.subplots(len(metrics), 3, squeeze=False)
     for line, metric in zip(axes, metrics, strict=True):
         for axis, across in zip(line, ("steps", *COSTS), strict=True):
@@ -136,7 +136,8 @@ def pareto(table: list[dict[str, Any]], metrics: list[str]) -> Any:
                 axis.minorticks_off()
                 counts = sorted({row["steps"] for row in table})
                 axis.set_xticks(counts, labels=[str(count) for count in counts])
-    axes[0][0].legend(fontsize="small")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize="small")
     return figure
 
 

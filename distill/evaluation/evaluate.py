@@ -10,18 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
-from distill.backbones.base import Autoencoder
 from distill.data import shapes
 from distill.data.images import resize_and_crop
 from distill.data.loading import batches
 from distill.data.shapes_data import ShapesDataset
 from distill.errors import ConfigError
 from distill.evaluation.metrics import Alignment, ClipScore, FidShapes, inception_fid
-from distill.evaluation.shapes_judge import load_shapes_judge
 from distill.inference import Painter
-from distill.perceptual.latent_lpips import TINY, LatentLPIPS
 from distill.progress import tracked
 
 IMAGES = {".png", ".jpg", ".jpeg", ".webp"}
@@ -60,33 +56,6 @@ def fid_of_shapes(images: Tensor, reference: int = 10000) -> float:
     for part in images.split(256):
         fid.update(part, real=False)
     return fid.compute().item()
-
-
-@torch.no_grad()
-def distance_to_teacher(
-    student: Painter, teacher: Painter, autoencoder: Autoencoder, samples: int, seed: int = 0, batch_size: int = 128
-) -> dict[str, Any]:
-    """How far a student's pictures are from its teacher's own of the same noise and captions of held-out drawn images.
-
-    The tiny world's stand-in for Diffusion2GAN's DreamSim-5k (arXiv 2405.05967, Table 5).
-
-    Args:
-        student, teacher: pipelines that begin with the same noise, so of one family.
-        autoencoder: the teacher's; pictures are compared as its latents by `tiny-latent-lpips`.
-        samples, seed, batch_size: as in `evaluate_on_shapes`.
-
-    Returns:
-        Means: `judge`, of one minus the cosine of shapes-judge features, and `latent_lpips`.
-    """
-    judge, metric = load_shapes_judge(), LatentLPIPS.load(TINY)
-    prompts, totals = shapes.captions(HELD_OUT, range(samples)), torch.zeros(2)
-    painted = zip(*(painter.stream(prompts, seed, batch_size) for painter in (student, teacher)), strict=True)
-    for (_, one), (_, other) in _tracked(painted, samples, batch_size):
-        apart = 1 - cosine_similarity(judge.features(one * 2 - 1), judge.features(other * 2 - 1))
-        latents = [autoencoder.encode(images * 2 - 1) for images in (one, other)]
-        totals += torch.stack([apart.sum(), metric(*latents).sum()])
-    judged, perceived = (totals / samples).tolist()
-    return {"judge": round(judged, 5), "latent_lpips": round(perceived, 5), "samples": samples, "seed": seed}
 
 
 @lru_cache(maxsize=1)
