@@ -44,7 +44,7 @@ def calibrate(pipeline: AdaptivePipeline, prompts: Sequence[str], seed: int = 0,
         raise ConfigError(f"percentiles of scores need 20 held-out prompts or more, got {len(prompts)}")
     answer = seeded(pipeline, prompts, seed, threshold=-float("inf"), teacher_steps=1, mode="regenerate",
                     batch_size=batch_size)  # fmt: skip
-    scores = torch.tensor(answer.scores)
+    scores = torch.tensor(answer.scores, dtype=torch.float64)
     if not scores.isfinite().all():
         raise ConfigError(f"the judge '{pipeline.judge.spec}' gave a score that is not finite")
     return Calibration(

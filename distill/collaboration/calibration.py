@@ -43,7 +43,7 @@ class Calibration:
     choice: dict[str, Any] = field(default_factory=dict)
 
     def threshold(self, share: float) -> float:
-        """The score below which `share` of the student's images lie.
+        """The score below which `share` of the student's images lie; fewer where many have the same score.
 
         Args:
             share: in [0, 1].

@@ -25,8 +25,8 @@ class Judge(Protocol):
     spec: str
 
     def __call__(self, prompts: list[str], images: Tensor) -> Tensor:
-        """B prompts and images `[B, 3, H, W]` in [0, 1] -> scores `[B]` float32; one sample's does not depend on the
-        others.
+        """B prompts and images `[B, 3, H, W]` in [0, 1] -> scores `[B]`, float32 or float64; one sample's does not
+        depend on the others.
         """
         ...
 
@@ -39,6 +39,7 @@ class ShapesScore:
         spec: `shapes` for the judge that measures alignment; `small-shapes` for a smaller one of another training, so
             that nothing is measured by the network that decided.
 
+    Scores are float64: in float32 many images of a good student have exactly 1, and no threshold lies between them.
     A prompt that is no caption of drawn shapes raises a ConfigError.
     """
 
@@ -53,7 +54,7 @@ class ShapesScore:
             asked = shapes.parse(prompts)
         except ValueError as error:
             raise ConfigError(f"the judge '{self.spec}' scores drawn shapes only: {error}") from error
-        logits = [column.log_softmax(1) for column in self.judge(images.float().cpu() * 2 - 1)]
+        logits = [column.double().log_softmax(1) for column in self.judge(images.float().cpu() * 2 - 1)]
         named = asked.attributes != shapes.UNNAMED
         direct = _surety(logits, asked, named)
         other = _surety([*logits[: shapes.FIRST.start], *logits[shapes.SECOND], *logits[shapes.FIRST]], asked, named)

@@ -43,12 +43,21 @@ def _reference(image: torch.Tensor, prompt: str) -> float:
     return float(max(means))
 
 
+@pytest.mark.parametrize("spec", ["small-shapes", "shapes"])
+def test_shapes_score_tells_good_images_apart(spec: str) -> None:
+    """A threshold lies between nearly any two of them, so that nearly every share can be rejected."""
+    drawn = ShapesDataset(512, seed=9).__getitems__(list(range(512)))
+    scores = ShapesScore(spec)(drawn["prompts"], drawn["pixels"] / 2 + 0.5)
+    assert len(scores.float().unique()) < 400, "these are no good images"
+    assert len(scores.unique()) > 500 and bool((scores <= 1).all())
+
+
 def test_shapes_score_is_a_geometric_mean() -> None:
     prompts, images = drawn(24)
     noised = (images + 0.4 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
     scores = ShapesScore("small-shapes")(prompts, noised)
     expected = [_reference(image, prompt) for image, prompt in zip(noised, prompts, strict=True)]
-    torch.testing.assert_close(scores, torch.tensor(expected), atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(scores, torch.tensor(expected), atol=1e-5, rtol=1e-3, check_dtype=False)
     assert scores.std() > 0.1
 
 
