@@ -170,8 +170,8 @@ SHARDED_ALONE = {**FSDP2, "trainer__devices": 1, "trainer__strategy__data_parall
 @pytest.mark.parametrize("method", ["ladd"], indirect=True)
 @pytest.mark.parametrize(
     ("before", "after"),
-    [({}, {}), (DDP, {}), ({}, DDP), (FSDP2, SHARDED_ALONE)],
-    ids=["one", "ddp-one", "one-ddp", "fsdp2-sharded_alone"],
+    [(DDP, {}), (FSDP2, SHARDED_ALONE)],
+    ids=["ddp-one", "fsdp2-sharded_alone"],
 )
 def test_a_run_is_given_more_steps_and_other_processes(
     before: dict, after: dict, method: Method, tmp_path: Path
