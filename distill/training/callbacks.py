@@ -140,8 +140,8 @@ class Checkpoint(ModelCheckpoint):
         return super()._monitor_candidates(trainer) | {"step": torch.tensor(trainer.global_step)}
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        tried = trainer.fast_dev_run  # type: ignore[attr-defined]
-        if self.save_last and self._last_global_step_saved != trainer.global_step and not tried:
+        trial = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if self.save_last and self._last_global_step_saved != trainer.global_step and not trial:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:

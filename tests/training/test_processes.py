@@ -25,6 +25,8 @@ FSDP2 = {
     "trainer__strategy__data_parallel_size": 2,
     "trainer__strategy__tensor_parallel_size": 1,
 }
+DDP = {"trainer__strategy": "ddp", "trainer__devices": 2}
+SHARDED_ALONE = {**FSDP2, "trainer__devices": 1, "trainer__strategy__data_parallel_size": 1}
 NORMS = ("student/gradient_norm", "critic/gradient_norm")
 COMPARED = {
     "ladd": ("student/LatentAdversarial", "critic/LatentAdversarial/game",
@@ -82,7 +84,7 @@ def method(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return Method(request.param, arguments, folder)
 
 
-@pytest.mark.parametrize("strategy", [{"trainer__strategy": "ddp", "trainer__devices": 2}, FSDP2], ids=["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", [DDP, FSDP2], ids=["ddp", "fsdp2"])
 def test_two_processes_train_as_one(strategy: dict, method: Method, tmp_path: Path) -> None:
     run = distill(method.arguments(tmp_path, **{"trainer__max_steps": 5, **strategy}))
     assert run.returncode == 0, run.stderr[-2000:]
@@ -161,10 +163,6 @@ def test_killed_run_continues_bit_for_bit(method: Method, tmp_path: Path) -> Non
     _assert_equal(first["state_dict"], second["state_dict"])
     _assert_equal(first["optimizer_states"], second["optimizer_states"])
     assert min(logged(killed)["step"]) >= 3, "the second run began anew"
-
-
-DDP = {"trainer__strategy": "ddp", "trainer__devices": 2}
-SHARDED_ALONE = {**FSDP2, "trainer__devices": 1, "trainer__strategy__data_parallel_size": 1}
 
 
 @pytest.mark.parametrize("method", ["ladd"], indirect=True)
