@@ -1,5 +1,5 @@
 """Adaptive collaboration against the teacher, refining everything and the student alone, at equal average steps
-(arXiv 2312.10835, Fig. 10).
+(arXiv 2312.10835, Fig. 10), of students of several trainings.
 
 The small judge decides; the other shapes judge, `fid_shapes` and alignment measure, on captions that set no threshold.
 Keeps finished rows, and writes benchmarks/results/collaboration_tiny.json and docs/images/collaboration.png.
@@ -18,16 +18,18 @@ import torch
 from scipy.stats import t as student_t
 
 from distill.cli import quiet
-from distill.collaboration.calibrate import CALIBRATION, calibrate, search, seeded
+from distill.collaboration.calibrate import CALIBRATION, search, seeded
 from distill.collaboration.calibration import Calibration
 from distill.collaboration.commands import open_pair
 from distill.collaboration.judges import ShapesScore
+from distill.comparison.compare import kept_calibration
+from distill.comparison.identity import digest
 from distill.data import shapes
 from distill.evaluation.evaluate import fid_of_shapes
 from distill.evaluation.metrics import Alignment
 from distill.files import read_json, save_json
 
-FRESH = 3  # seed of the captions that are measured on
+FRESH, PROMISE = 3, 4  # seeds of the captions that are measured on, and of those the promised steps are counted on
 BUDGETS = (5, 8, 10, 15)
 WAYS = {"variances": (0.3, 0.5, 0.7), "shares": (0.3, 0.5, 0.7)}
 METRICS = ("judge", "fid_shapes", "alignment")
@@ -35,50 +37,68 @@ NEVER, ALWAYS = -math.inf, math.inf
 
 
 def main() -> None:
-    """Measures every row that is not there yet and prints the summary."""
+    """Measures every row that is not there yet and writes the summary."""
     quiet()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--student", required=True, help="checkpoint or exported folder")
+    parser.add_argument("--students", required=True, nargs="+", help="checkpoints or exported folders, one per seed")
     parser.add_argument("--teacher", default="tiny-sd3")
     parser.add_argument("--student_steps", type=int, default=1)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the noise and of the captions")
-    parser.add_argument("--samples", type=int, default=1000)
-    parser.add_argument("--held_out", type=int, default=2000, help="captions that set thresholds")
+    parser.add_argument("--samples", type=int, default=1000, help="images of each way, budget and student")
+    parser.add_argument("--held_out", type=int, default=10000, help="captions that set thresholds")
     parser.add_argument("--tried_on", type=int, default=300, help="of these, captions every way is tried on")
-    parser.add_argument("--rows", type=Path, default=Path("runs/collaboration_tiny.rows.json"))
+    parser.add_argument("--counted_on", type=int, default=10000, help="fresh captions that spent steps are counted on")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where rows and calibrations are kept")
     arguments = parser.parse_args()
-    rows: dict[str, Any] = read_json(arguments.rows) if arguments.rows.is_file() else {}
-    pair = open_pair(arguments.student, arguments.teacher, "small-shapes", None, arguments.student_steps,
-                     solver="DPMSolverMultistepScheduler")  # fmt: skip
-    held_out = shapes.captions(CALIBRATION, range(arguments.held_out))
-    if "calibration" not in rows:
-        rows["calibration"] = vars(calibrate(pair, held_out, batch_size=64))
-        save_json(rows, arguments.rows)
-    pair.calibration = Calibration(**rows["calibration"])
-    for name, how in settings(pair, held_out[: arguments.tried_on], rows, arguments.rows).items():
-        for seed in arguments.seeds:
+    pairs = [opened(student, arguments) for student in arguments.students]
+    about = [[pair.calibration.student for pair in pairs], {**vars(arguments), "students": None, "runs": None}]
+    file = arguments.runs / f"collaboration_tiny-{digest(about)}.json"
+    rows: dict[str, Any] = read_json(file) if file.is_file() else {}
+    held_out = shapes.captions(CALIBRATION, range(arguments.tried_on))
+    for seed, pair in enumerate(pairs):
+        counted = f"counted_seed_{seed}"
+        if counted not in rows:
+            rows[counted] = scores(pair, shapes.captions(PROMISE, range(arguments.counted_on)))
+            save_json(rows, file)
+        for name, how in settings(pairs[0], held_out, rows, file).items():
             row = f"{name}_seed_{seed}"
             if row not in rows:
+                how = {**how, "threshold": threshold(pair.calibration, how["share"])}
                 rows[row] = measured(pair, how, seed, arguments.samples)
-                save_json(rows, arguments.rows)
+                save_json(rows, file)
                 print(row, rows[row], flush=True)
+    calibrations = [pair.calibration for pair in pairs]
     values = {
-        "student": f"{Path(arguments.student).parts[-3]} in {arguments.student_steps} step",
+        "students": arguments.students,
+        "student_steps": arguments.student_steps,
         "teacher": arguments.teacher,
         "samples": arguments.samples,
         "calibrated_on": arguments.held_out,
+        "counted_on": arguments.counted_on,
         "ways": {name: row for name, row in rows.items() if name.startswith("way_")},
-        "rows": {name: row for name, row in rows.items() if "_seed_" in name},
-        "summary": summary(rows, arguments.seeds, pair.calibration),
+        "rows": {name: row for name, row in rows.items() if "_seed_" in name and not name.startswith("counted_")},
+        "summary": summary(rows, calibrations),
     }
-    results.save("collaboration_tiny", values, arguments.seeds)
+    results.save("collaboration_tiny", values, list(range(len(pairs))))
     plot(values["summary"])
 
 
+def opened(student: str, arguments: argparse.Namespace) -> Any:
+    """The pipeline of a student and the teacher with its calibration."""
+    pair = open_pair(student, arguments.teacher, "small-shapes", None, arguments.student_steps,
+                     solver="DPMSolverMultistepScheduler")  # fmt: skip
+    pair.calibration = kept_calibration(
+        pair, shapes.captions(CALIBRATION, range(arguments.held_out)), arguments.runs, batch_size=64
+    )
+    return pair
+
+
 def settings(pair: Any, prompts: list[str], rows: dict[str, Any], file: Path) -> dict[str, dict[str, Any]]:
-    """How the pipeline is called for every line and budget, each way found on held-out captions."""
+    """How the pipeline is called for every line and budget, each way found on held-out captions with the first student.
+
+    `share` is that of the images which the teacher improves; 0 and 1 ask no judge.
+    """
     steps = pair.calibration.steps
-    calls: dict[str, dict[str, Any]] = {"student": {"threshold": NEVER, "mode": "regenerate", "teacher_steps": 1}}
+    calls: dict[str, dict[str, Any]] = {"student": {"share": 0.0, "mode": "regenerate", "teacher_steps": 1}}
     for budget in BUDGETS:
         for mode in ("refine", "regenerate"):
             name = f"way_{mode}_{budget}"
@@ -87,9 +107,9 @@ def settings(pair: Any, prompts: list[str], rows: dict[str, Any], file: Path) ->
                 rows[name] = {key: value for key, value in found.items() if key != "tried"}
                 save_json(rows, file)
                 print(name, rows[name], flush=True)
-            way = rows[name]
-            call = {key: way[key] for key in ("mode", "teacher_steps", "variance") if key in way}
-            calls[f"{mode}_{budget}"] = {**call, "threshold": pair.calibration.threshold(way["share"])}
+            calls[f"{mode}_{budget}"] = {
+                key: rows[name][key] for key in ("mode", "teacher_steps", "variance", "share") if key in rows[name]
+            }
         name = f"way_all_{budget}"
         if name not in rows:
             tried = []
@@ -99,21 +119,33 @@ def settings(pair: Any, prompts: list[str], rows: dict[str, Any], file: Path) ->
                 tried.append(call | {"value": float(pair.judge(prompts, answer.images).mean())})
             rows[name] = max(tried, key=lambda call: call["value"])
             save_json(rows, file)
-        calls[f"refine_all_{budget}"] = {
-            key: rows[name][key] for key in ("mode", "teacher_steps", "variance")
-        } | {"threshold": ALWAYS}  # fmt: skip
-        calls[f"teacher_{budget}"] = {"mode": "regenerate", "teacher_steps": budget, "threshold": ALWAYS}
+        refined = {key: rows[name][key] for key in ("mode", "teacher_steps", "variance")}
+        calls[f"refine_all_{budget}"] = {**refined, "share": 1.0}
+        calls[f"teacher_{budget}"] = {"mode": "regenerate", "teacher_steps": budget, "share": 1.0}
     return calls
+
+
+def threshold(calibration: Calibration, share: float) -> float:
+    """Below which a student's image is improved, so that `share` of them are."""
+    ends = {0.0: NEVER, 1.0: ALWAYS}
+    return ends[share] if share in ends else calibration.threshold(share)
+
+
+def scores(pair: Any, prompts: list[str]) -> list[float]:
+    """The judge's of the student's images of captions that set no threshold; no teacher is asked."""
+    how = {"threshold": NEVER, "mode": "regenerate", "teacher_steps": 1}
+    return seeded(pair, prompts, 10**8, batch_size=64, **how).scores
 
 
 def measured(pair: Any, how: dict[str, Any], seed: int, samples: int) -> dict[str, float]:
     """The metrics of fresh captions, which differ from seed to seed as the noise does."""
     prompts = shapes.captions(FRESH, range(seed * samples, (seed + 1) * samples))
-    answer = seeded(pair, prompts, 10**6 * (1 + seed), batch_size=64, **how)
+    call = {key: value for key, value in how.items() if key != "share"}
+    answer = seeded(pair, prompts, 10**6 * (1 + seed), batch_size=64, **call)
     alignment = Alignment()
     alignment.update(answer.images, prompts)
     spent = mean(answer.steps)
-    if how["threshold"] == ALWAYS and how["mode"] == "regenerate":  # the teacher alone asks no student
+    if how["share"] == 1 and how["mode"] == "regenerate":  # the teacher alone asks no student
         spent -= pair.calibration.steps
     return {
         "judge": round(float(ShapesScore("shapes")(prompts, answer.images).mean()), 5),
@@ -123,17 +155,30 @@ def measured(pair: Any, how: dict[str, Any], seed: int, samples: int) -> dict[st
     }
 
 
-def summary(rows: dict[str, Any], seeds: list[int], calibration: Calibration) -> dict[str, Any]:
-    """Means over seeds with the half-width of their 95 % intervals, and what each budget promised."""
+def summary(rows: dict[str, Any], calibrations: list[Calibration]) -> dict[str, Any]:
+    """Means over students with the half-width of their 95 % intervals; and of each budget what it promised, between
+    which steps that lies as scores are but a sample, and what was spent on the many captions that only students paint.
+    """
+    seeds = range(len(calibrations))
     names = list(dict.fromkeys(row.rsplit("_seed_", 1)[0] for row in rows if "_seed_" in row))
     answer: dict[str, Any] = {}
     for name in names:
+        if name == "counted":
+            continue
         found = [rows[f"{name}_seed_{seed}"] for seed in seeds]
         answer[name] = {metric: interval([row[metric] for row in found]) for metric in (*METRICS, "steps")}
         if (way := rows.get(f"way_{name}")) and "share" in way:
-            low, high = calibration.interval(way["share"], way["teacher_steps"])
+            low, high = calibrations[0].interval(way["share"], way["teacher_steps"])
             answer[name]["promised_steps"] = [way["budget"], round(low, 3), round(high, 3)]
+            spent = [counted(rows[f"counted_seed_{seed}"], calibrations[seed], way) for seed in seeds]
+            answer[name]["counted_steps"] = interval(spent)
     return answer
+
+
+def counted(scores: list[float], calibration: Calibration, way: dict[str, Any]) -> float:
+    """Average steps that a way spends on images of these scores."""
+    limit = calibration.threshold(way["share"])
+    return calibration.steps + way["teacher_steps"] * mean(score < limit for score in scores)
 
 
 def interval(values: list[float]) -> dict[str, float | None]:

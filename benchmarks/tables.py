@@ -69,23 +69,29 @@ def collaboration(result: dict[str, Any]) -> str:
     found = values["summary"]
     columns = ("judge", "fid_shapes", "alignment", "steps")
     lines = [
-        f"## Adaptive collaboration: {values['student']}, teacher {values['teacher']}\n",
+        f"## Adaptive collaboration: {len(values['students'])} students of {values['student_steps']} step, teacher "
+        f"{values['teacher']}\n",
         origin(result),
-        f"{values['samples']} images a row and seed. The small judge's scores of {values['calibrated_on']} other "
-        "captions set each budget's threshold; `judge` is the mean score of the other judge.\n",
-        f"| | {' | '.join(columns)} | promised |",
-        "|---|" + "---|" * (len(columns) + 1),
+        f"{values['samples']} images a row and student. The small judge's scores of {values['calibrated_on']} other "
+        "captions set each budget's threshold; `judge` is the mean score of the other judge. `counted` are the average steps on "
+        f"{values['counted_on']} more captions, which students paint without their teacher.\n",
+        f"| | {' | '.join(columns)} | counted | promised |",
+        "|---|" + "---|" * (len(columns) + 2),
     ]
     for name, row in found.items():
-        cells = [
-            f"{row[column]['mean']:.4g}" + (f" ± {row[column]['half_width']:.2g}" if row[column]["half_width"] else "")
-            for column in columns
-        ]
+        cells = [estimate(row[column]) for column in columns]
         promised = row.get("promised_steps")
+        cells.append(estimate(row["counted_steps"]) if promised else "")
         cells.append(f"{promised[0]} ({promised[1]:.2f} to {promised[2]:.2f})" if promised else "")
         lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
     lines += ["", "![quality against average steps](images/collaboration.png)"]
     return "\n".join(lines) + "\n"
+
+
+def estimate(interval: dict[str, float | None]) -> str:
+    """A mean with the half-width of its interval, where several numbers gave one."""
+    half = f" ± {interval['half_width']:.2g}" if interval["half_width"] else ""
+    return f"{interval['mean']:.4g}{half}"
 
 
 def reconstruction(result: dict[str, Any]) -> str:

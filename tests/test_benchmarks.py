@@ -60,8 +60,10 @@ def test_summary_of_collaboration_keeps_the_promise_beside_what_was_spent() -> N
     row = {"judge": 0.8, "fid_shapes": 200.0, "alignment": 0.9}
     rows: dict[str, Any] = {"way_refine_5": {"budget": 5, "share": 0.5, "teacher_steps": 8}}
     rows |= {f"refine_5_seed_{seed}": {**row, "steps": 4.9 + 0.1 * seed} for seed in (0, 1, 2)}
-    found = collaboration.summary(rows, [0, 1, 2], calibration)["refine_5"]
+    rows |= {f"counted_seed_{seed}": [0.1, 0.2, 0.3, 0.8 if seed else 0.4] for seed in (0, 1, 2)}
+    found = collaboration.summary(rows, [calibration] * 3)["refine_5"]
     assert found["steps"]["mean"] == pytest.approx(5.0)
     assert found["steps"]["half_width"] == pytest.approx(4.303 * 0.1 / 3**0.5, rel=1e-3)  # Student's t of 2 degrees
+    assert found["counted_steps"]["mean"] == pytest.approx((9 + 7 + 7) / 3)  # all four below .5, then three of four
     budget, low, high = found["promised_steps"]
     assert budget == 5 and 4.8 < low < 5 < high < 5.2

@@ -108,22 +108,29 @@ def _adaptive(student: Painter, how: Adaptive, budget: int, comparison: Comparis
     pair = AdaptivePipeline(student.pipeline, teacher.pipeline, judge, None, student.call, teacher.call)
     pair.set_progress_bar_config(disable=True)  # type: ignore[attr-defined]
     held_out = read_prompts(how.held_out) if how.held_out else shapes.captions(CALIBRATION, range(how.count))
-    pair.calibration = _calibration(pair, held_out, comparison)
+    pair.calibration = kept_calibration(pair, held_out, comparison.runs, comparison.batch_size)
     call = {"mode": how.mode, "variance": how.variance, "teacher_steps": how.teacher_steps}
     call |= {"budget": budget, "batch_size": comparison.batch_size}
     return Painter(Counted(pair), call, teacher=student.teacher)
 
 
-def _calibration(pair: AdaptivePipeline, prompts: list[str], comparison: Comparison) -> Calibration:
-    """The judge's scores of the student's images of these prompts; budgets of one student share them."""
+def kept_calibration(pair: AdaptivePipeline, prompts: list[str], runs: str | Path, batch_size: int) -> Calibration:
+    """The judge's scores of the student's images of these prompts, made once: all budgets of one student share them.
+
+    Args:
+        pair: whose student, call and judge make it.
+        prompts: as in `calibrate`.
+        runs: the folder of comparisons; calibrations are kept under `calibrations`.
+        batch_size: images per call.
+    """
     parts = pair.student.components.items()
     about = {name: weights_digest(part) if isinstance(part, nn.Module) else repr(part) for name, part in parts}
     judge = [pair.judge.spec, named(pair.judge.spec)]
-    folder = Path(comparison.runs) / "calibrations"
+    folder = Path(runs) / "calibrations"
     file = folder / f"{digest([about, pair.student_call, judge, prompts_hash(prompts)])}.json"
     with Lock(file.with_suffix(".lock"), wait=True):
         if not file.is_file():
-            calibrate(pair, prompts, batch_size=comparison.batch_size).save(file)
+            calibrate(pair, prompts, batch_size=batch_size).save(file)
     return Calibration.load(file)
 
 
