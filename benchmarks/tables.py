@@ -73,8 +73,8 @@ def collaboration(result: dict[str, Any]) -> str:
         f"{values['teacher']}\n",
         origin(result),
         f"{values['samples']} images a row and student. The small judge's scores of {values['calibrated_on']} other "
-        "captions set each budget's threshold; `judge` is the mean score of the other judge. `counted` are the average steps on "
-        f"{values['counted_on']} more captions, which students paint without their teacher.\n",
+        "captions set each budget's threshold; `judge` is the mean score of the other judge. `counted` are the average "
+        f"steps on {values['counted_on']} more captions, which students paint without their teacher.\n",
         f"| | {' | '.join(columns)} | counted | promised |",
         "|---|" + "---|" * (len(columns) + 2),
     ]
