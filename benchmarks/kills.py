@@ -7,7 +7,6 @@ shard is made with a clock on every call of the U-Net.
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import shutil
 import signal
@@ -49,10 +48,9 @@ def under_fire(folder: Path, options: argparse.Namespace) -> int:
             kills += 1
 
 
-def network_share(steps: int, count: int) -> float:
+def network_share(folder: Path, steps: int, count: int) -> float:
     """Share of a shard's time that passes inside the U-Net."""
     generation = PairGeneration(count=count, steps=steps, shard_size=count, batch_size=128)
-    folder = Path(f"/tmp/pairs-share-{os.getpid()}")
     maker = TeacherPairs(backbones.load("tiny-sd"), folder, generation)
     inside, device = 0.0, torch.device("cpu")
     network: Any = maker.pipeline(device).unet
@@ -82,13 +80,13 @@ def main() -> None:
     parser.add_argument("--warm-up", type=float, default=8.0, help="seconds before a kill may fall: the imports'")
     parser.add_argument("--spread", type=float, default=4.0, help="seconds within which it falls")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--runs", type=Path, default=Path("runs/kills"))
+    parser.add_argument("--folder", type=Path, default=Path("runs/kills"), help="emptied at the start")
     options = parser.parse_args()
-    shutil.rmtree(options.runs, ignore_errors=True)
-    subprocess.run(command(options.runs / "peace", options), check=True, stdout=subprocess.DEVNULL)
-    kills = under_fire(options.runs / "fire", options)
-    shards = [read_json(options.runs / name / "manifest.json")["shards"] for name in ("peace", "fire")]
-    left = [path.name for path in (options.runs / "fire").iterdir() if path.suffix != ".arrow"]
+    shutil.rmtree(options.folder, ignore_errors=True)
+    subprocess.run(command(options.folder / "peace", options), check=True, stdout=subprocess.DEVNULL)
+    kills = under_fire(options.folder / "fire", options)
+    shards = [read_json(options.folder / name / "manifest.json")["shards"] for name in ("peace", "fire")]
+    left = [path.name for path in (options.folder / "fire").iterdir() if path.suffix != ".arrow"]
     values: dict[str, Any] = {
         "kills": kills,
         "pairs": options.count,
@@ -96,7 +94,7 @@ def main() -> None:
         "differing_shards": sum(shards[0][name] != shards[1].get(name) for name in shards[0]),
         "unknown_shards": len(set(shards[1]) - set(shards[0])),
         "left_over_files": [name for name in left if name != "manifest.json"],
-        "network_share_of_time": round(network_share(steps=50, count=256), 4),
+        "network_share_of_time": round(network_share(options.folder / "timed", steps=50, count=256), 4),
     }
     print(values)
     print(save("pairs", values, [options.seed]))

@@ -33,6 +33,7 @@ def main() -> None:
         "reconstruction": reconstruction,
         "perceptual_cost": plain("What a perceptual term costs at Stable Diffusion 1.5's sizes"),
         "pairs": plain("Pair generation under fire"),
+        "samplers": plain("A student under the samplers it could be exported with"),
         "add_step": plain("Time and memory of an ADD step beside a LADD step"),
         "step_time": plain("Time and memory of a LADD step"),
     }
@@ -69,12 +70,13 @@ def collaboration(result: dict[str, Any]) -> str:
     found = values["summary"]
     columns = ("judge", "fid_shapes", "alignment", "steps")
     lines = [
-        f"## Adaptive collaboration: {len(values['students'])} students of {values['student_steps']} step, teacher "
-        f"{values['teacher']}\n",
+        f"## Adaptive collaboration: students with {values['student_steps']} step(s), teacher {values['teacher']}\n",
         origin(result),
-        f"{values['samples']} images a row and student. The small judge's scores of {values['calibrated_on']} other "
-        "captions set each budget's threshold; `judge` is the mean score of the other judge. `counted` are the average "
-        f"steps on {values['counted_on']} more captions, which students paint without their teacher.\n",
+        f"{len(values['students'])} students, {values['samples']} images of each in a row; ± is the 95 % interval of "
+        f"their mean. The small judge's scores of {values['calibrated_on']} other draws of captions and noise set each "
+        "budget's threshold; `judge` is the mean score of the other judge. `counted` are the average steps on "
+        f"{values['counted_on']} more draws per student, which no teacher paints; `promised` is the budget, with the "
+        "95 % interval of what one such calibration spends in the long run.\n",
         f"| | {' | '.join(columns)} | counted | promised |",
         "|---|" + "---|" * (len(columns) + 2),
     ]

@@ -137,6 +137,8 @@ def evaluate(
 
     if (pipeline is None) == (checkpoint is None):
         raise ConfigError("give either --pipeline or --checkpoint")
+    if samples < 2:
+        raise ConfigError(f"a distance between distributions needs 2 images or more; got --samples {samples}")
     if checkpoint:
         painter = open_student_painter(checkpoint, steps, device)
     else:

@@ -13,14 +13,29 @@ class ConfigError(Exception):
 
 
 def parsers_sentence(message: str) -> str:
-    """What jsonargparse found wrong, without the types it tried; other messages as they are."""
-    message = re.sub(r"<class '(?:[^']*\.)?(\w+)'>", r"\1", " ".join(message.split()))
+    """What jsonargparse found wrong with the innermost option, without the types it tried; others' as they are."""
+    message = re.sub(r"<class '(?:[^']*\.)?(\w+)'>", r"\1", _innermost(message))
+    message = " ".join(message.split())
     key = (re.match(r'Parser key "([^"]+)"', message) or ["", ""])[1]
     if key and (option := re.search(r"Option '([^']+)' is not accepted", message)):
         return f"{key} has no option '{option[1]}'; --print_config and --help show those it has"
+    own = "give the name of one of this package or the import path of your own, such as my_module.MyClass"
+    if key and (unknown := re.search(r"Expected a dot import path string: (\S+)", message)):
+        return f"{key}: there is no class '{unknown[1]}'; {own}"
+    broken = re.search(r"Problem with given class_path '([^']+)': (.*?)(?= - Expected| Given value|$)", message)
+    if key and broken:
+        path = "; a module of your own has to be on PYTHONPATH" if "No module named" in broken[2] else ""
+        return f"{key}: the class '{broken[1]}' cannot be had ({broken[2]}); {own}{path}"
     tried = re.search(r"Union subtypes Subtypes: \[(.*?)\] Errors: .* Given value type: .*? Given value: (.*)", message)
     tried = tried or re.search(r"Expected a (\w+)\. Got value: (.*)", message)
     if not key or not tried:
         return message
     accepted = [name for name in tried[1].split(", ") if name != "NoneType"]
     return f"{key} is {' or '.join(accepted)}, and {tried[2]!r} is none"
+
+
+def _innermost(message: str) -> str:
+    """What is said of the option that was refused, out of what is said of all options it lies in."""
+    while inner := re.search(r'^( *)- (Parser key ".*\n(?:\1   .*\n|\n)*)', message + "\n", re.MULTILINE):
+        message = inner[2]
+    return message

@@ -156,6 +156,8 @@ def read_checkpoint(checkpoint: str | Path) -> tuple[dict[str, Any], dict[str, A
 
 def _read(path: Path) -> dict[str, Any]:
     if path.is_dir():
+        if not (path / "meta.pt").is_file():
+            raise ConfigError(f"'{path}' is a folder and no checkpoint; give one, such as RUN/checkpoints/last.ckpt")
         from lightning.fabric.utilities.load import _load_distributed_checkpoint
 
         return _load_distributed_checkpoint(path)

@@ -56,14 +56,44 @@ def test_summary_of_collaboration_keeps_the_promise_beside_what_was_spent() -> N
 
     from distill.collaboration.calibration import Calibration
 
-    calibration = Calibration("", {}, 1, "", 2000, "", [index / 100 for index in range(101)])
+    calibrations = [
+        Calibration("", {}, 1, "", 2000, "", [(index + shift) / 100 for index in range(101)]) for shift in (0, 10, 40)
+    ]  # half of the images lie below .5, .6 and .9
     row = {"judge": 0.8, "fid_shapes": 200.0, "alignment": 0.9}
     rows: dict[str, Any] = {"way_refine_5": {"budget": 5, "share": 0.5, "teacher_steps": 8}}
     rows |= {f"refine_5_seed_{seed}": {**row, "steps": 4.9 + 0.1 * seed} for seed in (0, 1, 2)}
-    rows |= {f"counted_seed_{seed}": [0.1, 0.2, 0.3, 0.8 if seed else 0.4] for seed in (0, 1, 2)}
-    found = collaboration.summary(rows, [calibration] * 3)["refine_5"]
+    rows |= {f"counted_seed_{seed}": [0.1, 0.55, 0.8, 0.95] for seed in (0, 1, 2)}
+    found = collaboration.summary(rows, calibrations)["refine_5"]
     assert found["steps"]["mean"] == pytest.approx(5.0)
     assert found["steps"]["half_width"] == pytest.approx(4.303 * 0.1 / 3**0.5, rel=1e-3)  # Student's t of 2 degrees
-    assert found["counted_steps"]["mean"] == pytest.approx((9 + 7 + 7) / 3)  # all four below .5, then three of four
+    assert found["counted_steps"]["mean"] == pytest.approx((3 + 5 + 7) / 3)  # one, two and three of four below
     budget, low, high = found["promised_steps"]
     assert budget == 5 and 4.8 < low < 5 < high < 5.2
+
+
+def test_a_teacher_alone_asks_no_student_and_students_have_images_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    import collaboration
+    import torch
+
+    from distill.collaboration.calibration import Calibration
+
+    asked = []
+
+    def seeded(pair: Any, prompts: list[str], seed: int, **call: Any) -> Any:
+        asked.append((prompts, seed, call["threshold"]))
+        return argparse.Namespace(images=torch.zeros(len(prompts), 3, 32, 32), steps=[5] * len(prompts), scores=[0.0])
+
+    monkeypatch.setattr(collaboration, "seeded", seeded)
+    monkeypatch.setattr(collaboration, "fid_of_shapes", lambda images: 1.0)
+    pair = argparse.Namespace(calibration=Calibration("", {}, 4, "", 100, "", [i / 100 for i in range(101)]))
+    way = {"mode": "regenerate", "teacher_steps": 1, "share": 1.0}  # all that a budget of 5 leaves a student of 4
+    assert collaboration.measured(pair, way, 0, 20)["steps"] == 5
+    assert collaboration.measured(pair, {**way, "alone": True}, 1, 20)["steps"] == 1
+    collaboration.measured(pair, {**way, "share": 0.0}, 0, 20)
+    collaboration.measured(pair, {**way, "share": 0.3}, 0, 20)
+    assert [limit for *_, limit in asked] == [float("inf"), float("inf"), -float("inf"), pytest.approx(0.3)]
+    assert asked[0][0] != asked[1][0] and asked[0][1] + 20 <= asked[1][1]
+    for index in (0, 1):
+        collaboration.scores(pair, index, 20)
+    assert asked[-1][0] != asked[-2][0] and asked[-2][1] + 20 <= asked[-1][1]
+    assert collaboration.counted([0.2, 2.0], pair.calibration, way) == 5

@@ -150,21 +150,55 @@ def test_checkpoint_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixt
     assert not (tmp_path / "out").exists()
 
 
+def fit_recipe(*options: str) -> list[str]:
+    return ["fit", "--config", str(ROOT / "recipes/tiny_ladd.yaml"), *options]
+
+
+def test_other_strategies_than_a_run_began_with(
+    sd3_folder: Path, sd3_latents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(fit_arguments("ladd_sd3.yaml", sd3_folder, sd3_latents, tmp_path, trainer__max_steps=1))
+    strategies = '[{"class_path": "PerceptualRegression", "init_args": {"distance": "mse"}}]'
+    again = {"trainer__max_steps": 2, "model__strategies": strategies, "ckpt_path": "last"}
+    error = mistake(capsys, fit_arguments("ladd_sd3.yaml", sd3_folder, sd3_latents, tmp_path, **again))
+    assert "of a run with model.strategies LatentAdversarial, this recipe has PerceptualRegression; go on" in error
+
+
 def test_what_a_parser_found_wrong_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     """Not the types it tried."""
     for arguments, sentence in (
-        (
-            ["fit", "--config", str(ROOT / "recipes/tiny_ladd.yaml"), "--model.guidanc", "3"],
-            "model has no option 'guidanc'; ",
-        ),
+        (fit_recipe("--model.guidanc", "3"), "model has no option 'guidanc'; "),
         (["sample", "--pipeline", "tiny-sd", "--columns", "many"], "columns"),
         (["compare", "--entries", "3"], "entries"),
+        (
+            fit_recipe("--model.strategies", '[{"class_path": "LatentAdverserial"}]'),
+            "strategies: there is no class 'LatentAdverserial'; give the name of one of this package or the import",
+        ),
+        (
+            fit_recipe("--model.strategies", '[{"class_path": "no_such_module.Mine"}]'),
+            "(No module named 'no_such_module'); give the name of one of this package or the import path of your own, "
+            "such as my_module.MyClass; a module of your own has to be on PYTHONPATH",
+        ),
+        (
+            fit_recipe("--model.strategies", '[{"class_path": "distill.batch.Mine"}]'),
+            "the class 'distill.batch.Mine' cannot be had (module 'distill.batch' has no attribute 'Mine'); give",
+        ),
+        (fit_recipe("--model.inputs.levels", "LogitNrmal"), "there is no class 'LogitNrmal'"),
+        (fit_recipe("--data", "ShapsData"), "data: there is no class 'ShapsData'"),
+        (fit_recipe("--model.ema", "high"), "error: ema is float, and 'high' is none"),
+        (fit_recipe("--data.batch_size", "many"), "error: batch_size is int, and 'many' is none"),
+        (fit_recipe("--trainer.accelerator", "mps"), "MPS"),
+        (["evaluate", "--pipeline", "tiny-sd", "--samples", "1"], "needs 2 images or more; got --samples 1"),
+        (["export", "--checkpoint", str(ROOT), "--output", "out"], "is a folder and no checkpoint"),
+        (["sample", "--pipeline", "runs/none", "--prompt", "a red ring"], "there is no pipeline at 'runs/none'; give"),
     ):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)
         said = capsys.readouterr().err
         assert stopped.value.code == 2 and sentence in said
-        assert "Union" not in said and "<class" not in said and len(said.splitlines()) == 1, said
+        assert (
+            "Union" not in said and "Namespace" not in said and "<class" not in said and len(said.splitlines()) == 1
+        ), said
 
 
 def test_one_prompt_needs_no_list(tmp_path: Path) -> None:

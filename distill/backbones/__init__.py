@@ -69,6 +69,7 @@ def _pipeline_class(path: str) -> str:
 
     where = f"give a folder with a model_index.json, a hub id, or the shipped {', '.join(TINY)}"
     looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
+    looks_local = looks_local or path.startswith("runs/")  # where this package's commands write; no need to ask the hub
     if not Path(path).exists() and looks_local:
         raise ConfigError(f"there is no pipeline at '{path}'; {where}")
     if Path(path).exists() and not (Path(path) / "model_index.json").is_file():

@@ -14,6 +14,8 @@ from distill.evaluation.metrics import ClipScore
 from distill.evaluation.shapes_judge import ShapesJudge, load_shapes_judge
 from distill.files import ASSETS
 
+SCORES = 2  # raised whenever a judge scores otherwise than it did: kept scores are of one way of scoring
+
 
 class Judge(Protocol):
     """What scores images.

@@ -15,7 +15,7 @@ from torch import nn
 from distill.collaboration.calibrate import CALIBRATION, calibrate
 from distill.collaboration.calibration import Calibration, prompts_hash
 from distill.collaboration.calibration import digest as weights_digest
-from distill.collaboration.judges import open_judge
+from distill.collaboration.judges import SCORES, open_judge
 from distill.collaboration.pipeline import AdaptiveOutput, AdaptivePipeline
 from distill.comparison.identity import digest, named
 from distill.comparison.rows import Adaptive, Comparison, Row, rows_of
@@ -123,15 +123,19 @@ def kept_calibration(pair: AdaptivePipeline, prompts: list[str], runs: str | Pat
         runs: the folder of comparisons; calibrations are kept under `calibrations`.
         batch_size: images per call.
     """
-    parts = pair.student.components.items()
-    about = {name: weights_digest(part) if isinstance(part, nn.Module) else repr(part) for name, part in parts}
-    judge = [pair.judge.spec, named(pair.judge.spec)]
-    folder = Path(runs) / "calibrations"
-    file = folder / f"{digest([about, pair.student_call, judge, prompts_hash(prompts)])}.json"
+    file = Path(runs) / "calibrations" / f"{calibration_key(pair, prompts)}.json"
     with Lock(file.with_suffix(".lock"), wait=True):
         if not file.is_file():
             calibrate(pair, prompts, batch_size=batch_size).save(file)
     return Calibration.load(file)
+
+
+def calibration_key(pair: AdaptivePipeline, prompts: list[str]) -> str:
+    """What tells scores from any others: all parts of the student, its call, the judge and the prompts."""
+    parts = pair.student.components.items()
+    about = {name: weights_digest(part) if isinstance(part, nn.Module) else repr(part) for name, part in parts}
+    judge = [pair.judge.spec, named(pair.judge.spec), SCORES]
+    return digest([about, pair.student_call, judge, prompts_hash(prompts)])
 
 
 class Counted:

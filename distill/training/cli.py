@@ -27,6 +27,8 @@ from distill.training.module import DistillModule
 
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 
+REFUSED = (ValueError, MisconfigurationException, ModuleNotFoundError)  # how constructors refuse their arguments
+
 
 class RecipeParser(LightningArgumentParser):
     """Turns what is wrong with a recipe into one sentence."""
@@ -77,7 +79,7 @@ class DistillCLI(LightningCLI):
         """As LightningCLI, but says only what the constructor that refused its arguments said."""
         try:
             super().instantiate_classes()
-        except (ValueError, MisconfigurationException) as error:
+        except REFUSED as error:
             raise ConfigError(str(_refusal(error))) from error
         if isinstance(self.model, DistillModule):
             made_from = self.config[self.subcommand].model.init_args.strategies
@@ -115,5 +117,5 @@ def _refusal(error: BaseException) -> BaseException:
     while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(inner)
     meant = [link for link in chain if isinstance(link, ConfigError)]
-    refused = [link for link in chain if isinstance(link, ValueError)]
+    refused = [link for link in chain if isinstance(link, REFUSED)]
     return [*refused, *meant][-1]

@@ -100,7 +100,7 @@ class DistillModule(L.LightningModule):
         if student_init not in ("teacher", "random") and not Path(student_init).exists():
             raise ConfigError(
                 f"model.student_init={student_init} is neither teacher nor random, and there is no checkpoint of that "
-                "name"
+                "name; train the recipe that leaves it first, or give another"
             )
         if teacher_dtype not in DTYPES:
             raise ConfigError(f"model.teacher_dtype={teacher_dtype} is unknown; choose one of {', '.join(DTYPES)}")
@@ -380,6 +380,15 @@ class DistillModule(L.LightningModule):
     test_step = validation_step
 
     # What is kept -------------------------------------------------------------------------------------------------
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses to go on with other strategies than the run began with: their critics' weights are not there."""
+        began = checkpoint.get("distill", {}).get("strategies", [])
+        if began != (now := [name for name, _ in self._named()]):
+            raise ConfigError(
+                f"the checkpoint is of a run with model.strategies {', '.join(began) or 'unknown'}, this recipe has "
+                f"{', '.join(now)}; go on with the same, or begin a new run with its student (model.student_init)"
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["distill"] = {
