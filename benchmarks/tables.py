@@ -16,7 +16,10 @@ Section = Callable[[dict[str, Any]], str]
 
 def main() -> None:
     """Every result there is, in its own section."""
-    parts = ["# Results\n\nMade by `python benchmarks/tables.py` from the files in `benchmarks/results`.\n"]
+    parts = [
+        "# Results\n\nMade by `python benchmarks/tables.py` from the files in `benchmarks/results`. What the columns "
+        "are: [what is measured](comparing.md#what-is-measured).\n"
+    ]
     sections = {
         "ladd_tiny": comparison("LADD's long recipe, `benchmarks/ladd_tiny.yaml`"),
         "add_tiny": comparison("ADD, `benchmarks/add_tiny.yaml`"),
@@ -70,7 +73,7 @@ def collaboration(result: dict[str, Any]) -> str:
     found = values["summary"]
     columns = ("judge", "fid_shapes", "alignment", "steps")
     lines = [
-        f"## Adaptive collaboration: students with {values['student_steps']} step(s), teacher {values['teacher']}\n",
+        f"## Adaptive collaboration: {values['student_steps']}-step students, teacher {values['teacher']}\n",
         origin(result),
         f"{len(values['students'])} students, {values['samples']} images of each in a row; ± is the 95 % interval of "
         f"their mean. The small judge's scores of {values['calibrated_on']} other draws of captions and noise set each "
@@ -120,8 +123,9 @@ def plain(title: str) -> Section:
 def origin(result: dict[str, Any]) -> str:
     """Where a result is from."""
     machine = result["machine"]
-    what = ", ".join(str(machine[key]) for key in machine if key in {"gpu", "cpu", "cores", "torch"} and machine[key])
-    return f"`{result['command']}`, {result['date']}, seeds {result['seeds']}; {what}.\n"
+    seeds = ", ".join(map(str, result["seeds"]))
+    what = f"{machine['gpu'] or machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}"
+    return f"`{result['command']}`, {result['date']}, seeds {seeds}; {what}.\n"
 
 
 if __name__ == "__main__":

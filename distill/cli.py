@@ -78,13 +78,10 @@ def sample(
     """
     from pathlib import Path
 
-    from distill.data.prompts import read_prompts
-    from distill.errors import ConfigError
+    from distill.data.prompts import given_prompts
     from distill.inference import grid, open_painter, save_png
 
-    lines = [*([prompt] if isinstance(prompt, str) else prompt or []), *(read_prompts(prompts) if prompts else [])]
-    if not lines:
-        raise ConfigError('nothing to paint; give --prompt "a red ring" or --prompts FILE')
+    lines = given_prompts(prompt, prompts)
     images = open_painter(pipeline, steps, guidance, solver, device)(lines, seed, batch_size)
     for index, image in enumerate(images):
         save_png(image, Path(output) / f"{index:05d}.png")
@@ -294,12 +291,9 @@ def collaborate(
     """
     from distill.collaboration.commands import collaborate as collaborating
     from distill.collaboration.commands import open_pair
-    from distill.data.prompts import read_prompts
-    from distill.errors import ConfigError
+    from distill.data.prompts import given_prompts
 
-    lines = [*([prompt] if isinstance(prompt, str) else prompt or []), *(read_prompts(prompts) if prompts else [])]
-    if not lines:
-        raise ConfigError('nothing to paint; give --prompt "a red ring" or --prompts FILE')
+    lines = given_prompts(prompt, prompts)
     pair = open_pair(
         student, teacher, judge, calibration, student_steps, student_guidance, teacher_guidance, solver, device
     )  # fmt: skip

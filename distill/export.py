@@ -148,23 +148,38 @@ def read_checkpoint(checkpoint: str | Path) -> tuple[dict[str, Any], dict[str, A
     Raises:
         ConfigError: no such checkpoint, or one of something else.
     """
-    state = _read(Path(checkpoint))
+    state = open_checkpoint(Path(checkpoint))
     if "distill" not in state:
         raise ConfigError(f"'{checkpoint}' is no checkpoint of a DistillModule; give one that `distill fit` wrote")
     return state["distill"], state["state_dict"]
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if path.is_dir():
-        if not (path / "meta.pt").is_file():
-            raise ConfigError(f"'{path}' is a folder and no checkpoint; give one, such as RUN/checkpoints/last.ckpt")
+def is_sharded(checkpoint: Path) -> bool:
+    """Whether a checkpoint is a folder, as FSDP2 writes them.
+
+    Raises:
+        ConfigError: a folder that is no checkpoint.
+    """
+    if checkpoint.is_dir() and not (checkpoint / "meta.pt").is_file():
+        raise ConfigError(f"'{checkpoint}' is a folder and no checkpoint; give one, such as RUN/checkpoints/last.ckpt")
+    return checkpoint.is_dir()
+
+
+def open_checkpoint(path: Path) -> dict[str, Any]:
+    """All that a checkpoint holds; a file's weights stay in the file until they are used.
+
+    Raises:
+        ConfigError: no such checkpoint, or one that cannot be read.
+    """
+    if is_sharded(path):
         from lightning.fabric.utilities.load import _load_distributed_checkpoint
 
         return _load_distributed_checkpoint(path)
     if not path.is_file():
         raise ConfigError(f"there is no checkpoint at '{path}'; `distill fit` writes them under its run's folder")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"'{path}' cannot be read as a checkpoint ({reason})") from error
+        raise ConfigError(
+            f"'{path}' is no checkpoint, or a damaged one; give one that `distill fit` wrote, such as last.ckpt"
+        ) from error

@@ -132,10 +132,18 @@ def kept_calibration(pair: AdaptivePipeline, prompts: list[str], runs: str | Pat
 
 def calibration_key(pair: AdaptivePipeline, prompts: list[str]) -> str:
     """What tells scores from any others: all parts of the student, its call, the judge and the prompts."""
-    parts = pair.student.components.items()
-    about = {name: weights_digest(part) if isinstance(part, nn.Module) else repr(part) for name, part in parts}
+    about = {name: _about(part) for name, part in pair.student.components.items()}
     judge = [pair.judge.spec, named(pair.judge.spec), SCORES]
     return digest([about, pair.student_call, judge, prompts_hash(prompts)])
+
+
+def _about(part: Any) -> Any:
+    """What a part of a pipeline is, wherever it was loaded from: weights, a vocabulary, or settings."""
+    if isinstance(part, nn.Module):
+        return weights_digest(part)
+    if hasattr(part, "get_vocab"):
+        return [type(part).__name__, part.get_vocab(), part.model_max_length]
+    return repr(part)
 
 
 class Counted:

@@ -43,8 +43,8 @@ class GlobalBatchSampler(Sampler[list[int]]):
     ):
         if batch_size < 1 or batch_size % world_size:
             raise ConfigError(
-                f"data.batch_size counts the samples over all processes: {batch_size} do not divide by {world_size} "
-                f"processes; set a multiple of {world_size}"
+                f"data.batch_size counts the samples over all processes, of which there are {world_size}, and is a "
+                f"positive multiple of that; got {batch_size}"
             )
         if length < batch_size:
             raise ConfigError(

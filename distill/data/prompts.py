@@ -44,6 +44,27 @@ def read_prompts(source: str | Path) -> list[str]:
     return prompts
 
 
+def given_prompts(prompt: list[str] | str | None, prompts: str | None) -> list[str]:
+    """What a command is to paint.
+
+    Args:
+        prompt: one, or several.
+        prompts: a set, as `read_prompts` takes it, that follows these.
+
+    Raises:
+        ConfigError: nothing at all, a list that is broken off, or as `read_prompts`.
+    """
+    if isinstance(prompt, str) and prompt.lstrip().startswith("["):
+        raise ConfigError(
+            f"--prompt {prompt} begins as a list and is none; several prompts are a JSON list in single quotes, such "
+            'as \'["a red ring", "a blue square"]\', and --prompts FILE takes one per line'
+        )
+    lines = [*([prompt] if isinstance(prompt, str) else prompt or []), *(read_prompts(prompts) if prompts else [])]
+    if not lines:
+        raise ConfigError('nothing to paint; give --prompt "a red ring" or --prompts FILE')
+    return lines
+
+
 def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines()
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import resource
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from distill.data import shapes
@@ -185,6 +186,38 @@ class RunMonitor(L.Callback):
         module.log("peak_memory_GiB", peak_memory() / 2**30)
         for name, optimizer in zip(("student", "critic"), trainer.optimizers, strict=False):
             module.log(f"{name}/learning_rate", optimizer.param_groups[0]["lr"])
+
+
+class UpdatesBar(RichProgressBar):
+    """Lightning's bar with the student's updates on it, by which runs end; lines where no terminal shows a bar.
+
+    Args:
+        seconds: between two lines.
+    """
+
+    def __init__(self, seconds: float = 60.0):
+        super().__init__()
+        self.seconds, self._said = seconds, -float("inf")
+
+    def get_metrics(self, trainer: L.Trainer, module: Any) -> dict[str, Any]:
+        shown = super().get_metrics(trainer, module)
+        shown.pop("v_num", None)
+        last = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
+        return {"update": f"{trainer.global_step}{last}", **shown}
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *rest: Any) -> None:
+        super().on_train_batch_end(trainer, module, *rest)
+        ended = trainer.global_step == trainer.max_steps
+        if sys.stdout.isatty() or self.is_disabled or (time.monotonic() - self._said < self.seconds and not ended):
+            return
+        self._said = time.monotonic()
+        values = self.get_metrics(trainer, module).items()
+        print(", ".join(f"{name} {v if isinstance(v, str) else format(v, '.4g')}" for name, v in values), flush=True)
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        if self.trainer.max_epochs == -1:  # Lightning counts to one less, and shows a -2
+            return f"Epoch {current_epoch}"
+        return super()._get_train_description(current_epoch)
 
 
 def peak_memory() -> int:

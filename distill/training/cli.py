@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 from jsonargparse import namespace_to_dict, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import distill.data.images
@@ -21,7 +22,7 @@ import distill.tiny.text
 import distill.tiny.vision  # noqa: F401  (imported so that recipes can use short class names)
 from distill.errors import ConfigError
 from distill.training import parallel
-from distill.training.callbacks import Checkpoint, Evaluation, RunMonitor, SampleGrid
+from distill.training.callbacks import Checkpoint, Evaluation, RunMonitor, SampleGrid, UpdatesBar
 from distill.training.cost import TrainingCost
 from distill.training.module import DistillModule
 
@@ -57,6 +58,9 @@ class DistillCLI(LightningCLI):
             args=args,
         )
 
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: our checkpoints hold no hyperparameters, for which Lightning would read the whole file."""
+
     def before_instantiate_classes(self) -> None:
         """Refuses by name what Lightning would refuse, or quietly replace, for reasons of its own on this machine."""
         trainer = self.config[self.subcommand].trainer
@@ -65,6 +69,9 @@ class DistillCLI(LightningCLI):
         checkpoint = self.config[self.subcommand].ckpt_path
         if checkpoint is None and self.subcommand != "fit":
             raise ConfigError(f"distill {self.subcommand} measures a checkpoint; give --ckpt_path CHECKPOINT")
+        limit = "limit_val_batches" if self.subcommand == "validate" else "limit_test_batches"
+        if self.subcommand != "fit" and trainer[limit] == 0:
+            raise ConfigError(f"trainer.{limit}=0 leaves nothing to measure on; add --trainer.{limit} 1.0")
         if checkpoint not in (None, "last") and not Path(checkpoint).exists():
             raise ConfigError(
                 f"there is no checkpoint at '{checkpoint}'; `distill fit` writes them, `last` is the newest"
@@ -72,7 +79,7 @@ class DistillCLI(LightningCLI):
         folder = self.config[self.subcommand].checkpoint.dirpath
         if checkpoint == "last" and folder is not None:
             checkpoint = Path(folder) / "last.ckpt"
-        if checkpoint not in (None, "last"):
+        if checkpoint not in (None, "last") and Path(checkpoint).exists():
             parallel.check_checkpoint(Path(checkpoint), str(strategy), training=self.subcommand == "fit")
 
     def instantiate_classes(self) -> None:
@@ -86,9 +93,11 @@ class DistillCLI(LightningCLI):
             self.model.strategy_configs = [namespace_to_dict(strategy) for strategy in made_from]
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """With the costs counted first, so that no other callback's time is among them."""
+        """With our bar for Lightning's, and the costs counted first, so that no other callback's time is among them."""
         trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks.insert(0, TrainingCost())  # type: ignore[attr-defined]
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks[:] = [UpdatesBar() if type(callback) is RichProgressBar else callback for callback in callbacks]
+        callbacks.insert(0, TrainingCost())
         return trainer
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

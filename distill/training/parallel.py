@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from distill.diffusion.denoiser import Denoiser
 from distill.errors import ConfigError
+from distill.export import is_sharded, open_checkpoint
 
 _FSDP2 = (
     "{class_path: lightning.pytorch.strategies.ModelParallelStrategy, init_args: "
@@ -82,29 +83,21 @@ def check_checkpoint(path: Path, strategy: str, training: bool) -> None:
         training: whether the run is to go on, not only to be measured.
 
     Raises:
-        ConfigError: one of these, or a folder that is no checkpoint.
+        ConfigError: one of these, or what is no checkpoint.
     """
     sharded = strategy.endswith("ModelParallelStrategy")
-    if path.is_dir() and not (path / "meta.pt").is_file():
-        raise ConfigError(
-            f"'{path}' is a folder and no checkpoint; give the newest by `last`, or one of its checkpoints/"
-        )
-    if path.is_dir() and not sharded:
+    if is_sharded(path):
+        if sharded:
+            return
         made, how = "an FSDP2", f"trainer.strategy: {_FSDP2}, on any number of devices"
-    elif training and sharded and path.is_file() and not _sharded(path):
-        made, how = "an unsharded", "trainer.strategy to auto or ddp, on any number of devices"
     else:
-        return
+        about = open_checkpoint(path).get("distill", {})
+        if about.get("sharded", True) or not (training and sharded):  # one that does not say may be sharded
+            return
+        made, how = "an unsharded", "trainer.strategy to auto or ddp, on any number of devices"
     raise ConfigError(
         f"'{path}' is the checkpoint of {made} run, which trainer.strategy={strategy} cannot load; set {how}, or begin "
         f"a new run with its student (model.student_init: {path})"
-    )
-
-
-def _sharded(checkpoint: Path) -> bool:
-    """Whether a checkpoint of one file comes from FSDP2; so does one that does not say."""
-    return (
-        torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True).get("distill", {}).get("sharded", True)
     )
 
 

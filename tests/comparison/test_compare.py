@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -211,6 +212,8 @@ def test_a_teacher_improves_what_the_budget_allows(tmp_path: Path, sd_folder: Pa
     made = {file: file.stat().st_mtime_ns for file in (tmp_path / "calibrations").glob("*.json")}
     budget = replace(together, adaptive=replace(adaptive, teacher_steps=4))
     assert len(made) == 1 and _calibration_of(budget, rows[2], listed) == calibration
+    moved = str(shutil.copytree(sd_folder, tmp_path / "moved"))
+    assert _calibration_of(replace(together, pipeline=moved), rows[2], listed) == calibration
     assert made == {file: file.stat().st_mtime_ns for file in (tmp_path / "calibrations").glob("*.json")}
     others = [replace(together, solver="EulerDiscreteScheduler"), replace(together, guidance=2.0)]
     for changed in ({"judge": "shapes"}, {"count": 41}, {"student_steps": 2}):

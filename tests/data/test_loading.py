@@ -66,8 +66,11 @@ def test_without_shuffling_samples_come_in_their_own_order():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"length": 50, "batch_size": 6, "world_size": 4}, "6 do not divide by 4 processes; set a multiple of 4"),
-        ({"length": 50, "batch_size": 0}, "data.batch_size counts the samples over all processes: 0"),
+        (
+            {"length": 50, "batch_size": 6, "world_size": 4},
+            "there are 4, and is a positive multiple of that; got 6",
+        ),
+        ({"length": 50, "batch_size": 0}, "of which there are 1, and is a positive multiple of that; got 0"),
         ({"length": 5, "batch_size": 8}, "data.batch_size is 8, but the data set holds only 5 samples"),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from distill.data.loading import GlobalBatchSampler, ResumableLoader
-from distill.training.callbacks import Checkpoint
+from distill.training.callbacks import Checkpoint, UpdatesBar
 
 
 class ShardedTrainer:
@@ -101,9 +101,9 @@ def read(
                             **(kept or {"every_n_train_steps": 500}))  # fmt: skip
     module = Reader()
     trainer = L.Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        accelerator="cpu", logger=False, enable_model_summary=False,
         callbacks=[checkpoint, *([stop] if stop else [])], num_sanity_val_steps=0, use_distributed_sampler=False,
-        **{"max_epochs": -1, **settings},
+        **{"max_epochs": -1, "enable_progress_bar": False, **settings},
     )  # fmt: skip
     loaders = [
         ResumableLoader(Numbers(), batch_sampler=GlobalBatchSampler(20, 4), collate_fn=list)  # type: ignore[arg-type]
@@ -161,3 +161,21 @@ def test_the_last_step_is_kept_beside_the_best_ones(tmp_path: Path) -> None:
     assert (last["global_step"], last["epoch"]) == (12, 2)
     read(tmp_path / "short", fast_dev_run=True)
     assert torch.load(tmp_path / "short" / "last.ckpt", weights_only=True)["global_step"] == 12
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_updates_are_told_in_lines_where_there_is_no_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seconds, lines in ((0, 7), (1000, 2)):  # each update; the first and the last
+        read(tmp_path, max_steps=7, stop=UpdatesBar(seconds), enable_progress_bar=True)
+        said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("update ")]
+        assert len(said) == lines and said[0].startswith("update 1/7") and said[-1].startswith("update 7/7")
+        assert "-2" not in "".join(said) and "v_num" not in "".join(said)
+
+
+def test_epochs_without_an_end_have_none() -> None:
+    bar = UpdatesBar()
+    for epochs, words in ((-1, "Epoch 3"), (8, "Epoch 3/7")):
+        bar._trainer = SimpleNamespace(max_epochs=epochs)  # type: ignore[assignment]
+        assert bar._get_train_description(3).strip() == words
