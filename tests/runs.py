@@ -9,7 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+
+from distill.cli import main
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,6 +44,16 @@ def fit_arguments(recipe: str, teacher: Path, latents: Path | None, folder: Path
 def distill(arguments: list[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:
     """`distill` as a user runs it, in a process of its own."""
     return subprocess.run(command(arguments), capture_output=True, text=True, timeout=300, env=environment(), **kwargs)
+
+
+def mistake(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
+    """Runs a command that must end with exit code 2, and returns its one line of error."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("distill: error: ")]
+    assert len(lines) == 1
+    return lines[0]
 
 
 def command(arguments: list[str]) -> list[str]:

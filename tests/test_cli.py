@@ -9,17 +9,7 @@ import pytest
 import torch
 
 from distill.cli import COMMANDS, HELP, main
-from tests.runs import ROOT, checkpoint, distill, fit_arguments, logged
-
-
-def mistake(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
-    """Runs a command that must end with exit code 2, and returns its one line of error."""
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    assert ended.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("distill: error: ")]
-    assert len(lines) == 1
-    return lines[0]
+from tests.runs import ROOT, checkpoint, fit_arguments, logged, mistake
 
 
 def test_help_is_quick_and_names_every_command() -> None:
@@ -100,8 +90,9 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_interpolation_sees_overrides(capsys: pytest.CaptureFixture[str]) -> None:
-    run = distill(["fit", "--config", "recipes/tiny_ladd.yaml", "--model.teacher", "other", "--print_config"])
-    assert run.stdout.count("teacher: other\n") == 2  # model's own, and data's through ${}
+    with pytest.raises(SystemExit):
+        main(fit_recipe("--model.teacher", "other", "--print_config"))
+    assert capsys.readouterr().out.count("teacher: other\n") == 2  # model's own, and data's through ${}
 
 
 def test_generate_export_sample_evaluate(sd3_folder: Path, sd3_latents: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from distill import backbones
+from distill.cli import main
 from distill.data.generate import (
     Generation,
     PairGeneration,
@@ -73,12 +74,12 @@ def test_damaged_and_missing_shards_are_made_again(whole: Path, sd3_folder: Path
 
 
 def test_killed_generation_continues_to_the_same_result(whole: Path, sd3_folder: Path, tmp_path: Path) -> None:
-    arguments = command(
-        ["generate", "latents", "--teacher", str(sd3_folder), "--output", str(tmp_path), "--count", "40"]
-        + ["--steps", "2", "--guidance", "3.0", "--shard_size", "8", "--batch_size", "4", "--accelerator", "cpu"]
-        + ["--devices", "1"]
+    arguments = ["generate", "latents", "--teacher", str(sd3_folder), "--output", str(tmp_path), "--count", "40"]
+    arguments += ["--steps", "2", "--guidance", "3.0", "--shard_size", "8", "--batch_size", "4"]
+    arguments += ["--accelerator", "cpu", "--devices", "1"]
+    process = subprocess.Popen(
+        command(arguments), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    process = subprocess.Popen(arguments, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not list(tmp_path.glob("shard-*")):
         assert process.poll() is None
         time.sleep(0.005)
@@ -86,7 +87,7 @@ def test_killed_generation_continues_to_the_same_result(whole: Path, sd3_folder:
     process.wait()
     left = len(list(tmp_path.glob("shard-*")))
     assert left < 5, "the kill came too late to test anything"
-    subprocess.run(arguments, env=environment(), check=True, capture_output=True)
+    main(arguments)
     assert shards(tmp_path) == shards(whole)
 
 

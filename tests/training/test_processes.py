@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import torch
 
+from distill.cli import main
 from distill.export import load_student
 from distill.files import read_json
-from tests.runs import checkpoint, command, distill, environment, fit_arguments, logged
+from tests.runs import checkpoint, command, distill, environment, fit_arguments, logged, mistake
 
 FSDP2 = {
     "trainer__devices": 2,
@@ -79,8 +80,7 @@ def method(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         return fit_arguments("add_sd21.yaml", get("sd_folder"), None, folder, **terms, **sizes, **options)
 
     folder = tmp_path_factory.mktemp("alone")
-    run = distill(arguments(folder, trainer__max_steps=5))
-    assert run.returncode == 0, run.stderr[-2000:]
+    main(arguments(folder, trainer__max_steps=5))
     return Method(request.param, arguments, folder)
 
 
@@ -146,7 +146,7 @@ def test_exact_r1_of_a_sharded_critic_is_refused(sd_folder: Path, sd_pairs: Path
 def test_killed_run_continues_bit_for_bit(method: Method, tmp_path: Path) -> None:
     options = {"trainer__max_steps": 20, "checkpoint__every_n_train_steps": 3}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert distill(method.arguments(whole, **options)).returncode == 0
+    main(method.arguments(whole, **options))
     arguments = [*method.arguments(killed, **options), "--ckpt_path", "last"]
     process = subprocess.Popen(
         command(arguments), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -188,21 +188,21 @@ def test_a_run_is_given_more_steps_and_other_processes(
 
 
 @pytest.mark.parametrize("method", ["ladd"], indirect=True)
-def test_a_run_that_cannot_go_on_sharded_or_whole_is_told_how(method: Method, tmp_path: Path) -> None:
+def test_a_run_that_cannot_go_on_sharded_or_whole_is_told_how(
+    method: Method, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = method.alone / "checkpoints" / "last.ckpt"
-    run = distill([*method.arguments(tmp_path, **FSDP2), "--ckpt_path", str(whole)])
-    assert run.returncode == 2
-    assert "is the checkpoint of an unsharded run" in run.stderr and "model.student_init: " in run.stderr
+    said = mistake(capsys, [*method.arguments(tmp_path, **FSDP2), "--ckpt_path", str(whole)])
+    assert "is the checkpoint of an unsharded run" in said and "model.student_init: " in said
     folder = tmp_path / "checkpoints" / "last.ckpt"
     folder.mkdir(parents=True)
     for subcommand in ("fit", "validate"):
-        run = distill([subcommand, *method.arguments(tmp_path)[1:], "--ckpt_path", str(folder)])
-        assert run.returncode == 2
-        assert f"'{folder}' is a folder and no checkpoint; give the newest by `last`" in run.stderr
+        arguments = [subcommand, *method.arguments(tmp_path)[1:], "--trainer.limit_val_batches", "1"]
+        said = mistake(capsys, [*arguments, "--ckpt_path", str(folder)])
+        assert f"'{folder}' is a folder and no checkpoint; give one, such as" in said
     (folder / "meta.pt").touch()
-    run = distill([*method.arguments(tmp_path), "--ckpt_path", "last"])
-    assert run.returncode == 2
-    assert "is the checkpoint of an FSDP2 run, which trainer.strategy=auto cannot load; set trainer.s" in run.stderr
+    said = mistake(capsys, [*method.arguments(tmp_path), "--ckpt_path", "last"])
+    assert "is the checkpoint of an FSDP2 run, which trainer.strategy=auto cannot load; set trainer.s" in said
 
 
 def _assert_equal(first: object, second: object) -> None:
