@@ -331,7 +331,7 @@ def progress(maker: Maker, todo: list[int], title: str) -> Iterator[Advance]:
 
     rate = TextColumn("{task.fields[rate]:.0f} " + f"{maker.what}/s")
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn()
-    with Progress(*columns) as bar:
+    with Progress(*columns, disable=not todo) as bar:
         task = bar.add_task(title, total=sum(len(maker.samples(shard)) for shard in todo), rate=0.0)
 
         def advance(samples: int) -> None:
