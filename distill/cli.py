@@ -422,6 +422,8 @@ def quiet() -> None:
         "(?s).*ModelCheckpoint with manual optimization.*",
         ".*no `val_dataloader`.*",
         ".*predict returned None.*",
+        ".*not supported by the model summary.*",
+        ".*no last checkpoint available.*",
     )
     for message in advice:
         warnings.filterwarnings("ignore", message=message)
