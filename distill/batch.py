@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -107,6 +107,19 @@ class Batch:
     pictures: Tensor | None = None
     decode: Callable[[Tensor], Tensor] | None = None
     encode: Callable[[list[str]], Cond] | None = None
+    _made: dict[str, Tensor] = field(default_factory=dict)
+
+    def once(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """What `make` answers, without gradient, made when it is first asked for: what the batch alone decides is the
+        same in all players' turns.
+
+        Args:
+            name: that no other strategy gives to another tensor.
+        """
+        if name not in self._made:
+            with torch.no_grad():
+                self._made[name] = make()
+        return self._made[name]
 
     @cached_property
     def pixels(self) -> Tensor:
@@ -156,7 +169,7 @@ class Sample:
     def pixels(self) -> Tensor:
         """The decoded answer in [-1, 1], a leaf, decoded on first use."""
         if self._pixels is None:
-            with torch.enable_grad():
+            with torch.set_grad_enabled(self.answer.requires_grad):  # nothing is sent back where critics alone learn
                 self._decoded = self._decode(self.x0)
             self._pixels = self._decoded.detach().requires_grad_()
         return self._pixels

@@ -79,8 +79,10 @@ def sample(
     from pathlib import Path
 
     from distill.data.prompts import given_prompts
+    from distill.errors import at_least_one
     from distill.inference import grid, open_painter, save_png
 
+    at_least_one(steps=steps, batch_size=batch_size, columns=columns, scale=scale)
     lines = given_prompts(prompt, prompts)
     images = open_painter(pipeline, steps, guidance, solver, device)(lines, seed, batch_size)
     for index, image in enumerate(images):
@@ -127,17 +129,18 @@ def evaluate(
         device: auto, cpu, cuda, ...
     """
     from distill.data.prompts import read_prompts
-    from distill.errors import ConfigError
+    from distill.errors import ConfigError, at_least_one
     from distill.evaluation.evaluate import evaluate_on_images, evaluate_on_shapes
     from distill.files import save_json
     from distill.inference import open_painter, open_student_painter, pick_device
 
     if (pipeline is None) == (checkpoint is None):
         raise ConfigError("give either --pipeline or --checkpoint")
+    at_least_one(steps=steps, batch_size=batch_size)
     if samples < 2:
         raise ConfigError(f"a distance between distributions needs 2 images or more; got --samples {samples}")
     if checkpoint:
-        painter = open_student_painter(checkpoint, steps, device)
+        painter = open_student_painter(checkpoint, steps, guidance, solver, device)
     else:
         painter = open_painter(str(pipeline), steps, guidance, solver, device)
     if reference == "shapes":
@@ -219,10 +222,11 @@ def calibrate(
     from distill.collaboration import calibrate as calibrating
     from distill.collaboration.commands import open_pair, prompts_of, target_of
     from distill.collaboration.pipeline import MODES
-    from distill.errors import ConfigError
+    from distill.errors import ConfigError, at_least_one
 
     if unknown := [mode for mode in modes if mode not in MODES] or not modes:
         raise ConfigError(f"modes are some of {', '.join(MODES)}; got {unknown if modes else 'none'}")
+    at_least_one(count=count, student_steps=student_steps, batch_size=batch_size)
     asked, best_by = prompts_of(prompts, count, seed=calibrating.CALIBRATION), target_of(target, device)
     pair = open_pair(
         student, teacher, judge, None, student_steps, student_guidance, teacher_guidance, solver, device
@@ -292,7 +296,9 @@ def collaborate(
     from distill.collaboration.commands import collaborate as collaborating
     from distill.collaboration.commands import open_pair
     from distill.data.prompts import given_prompts
+    from distill.errors import at_least_one
 
+    at_least_one(student_steps=student_steps, batch_size=batch_size, compare=compare, scale=scale)
     lines = given_prompts(prompt, prompts)
     pair = open_pair(
         student, teacher, judge, calibration, student_steps, student_guidance, teacher_guidance, solver, device
@@ -341,10 +347,11 @@ def analyse(
     from distill.collaboration.calibrate import CALIBRATION
     from distill.collaboration.commands import open_pair, prompts_of
     from distill.collaboration.judges import open_judge
-    from distill.errors import ConfigError
+    from distill.errors import ConfigError, at_least_one
     from distill.evaluation.distances import open_distance
     from distill.inference import pick_device
 
+    at_least_one(student_steps=student_steps, batch_size=batch_size)
     asked = prompts_of(prompts, count, seed=CALIBRATION)
     if teacher_steps < 3 or len(asked) < 10:
         raise ConfigError(

@@ -12,6 +12,16 @@ class ConfigError(Exception):
     """
 
 
+def at_least_one(**values: int | None) -> None:
+    """Refuses numbers of things that are none.
+
+    Raises:
+        ConfigError: one that is below 1; None is not looked at.
+    """
+    if wrong := ", ".join(f"{name}={value}" for name, value in values.items() if value is not None and value < 1):
+        raise ConfigError(f"{wrong} is too few; give 1 or more")
+
+
 def parsers_sentence(message: str) -> str:
     """What jsonargparse found wrong with the innermost option, without the types it tried; others' as they are."""
     message = re.sub(r"<class '(?:[^']*\.)?(\w+)'>", r"\1", _innermost(message))

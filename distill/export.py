@@ -40,11 +40,15 @@ class Student:
         size = self.facts["size"]
         return {str(n): self.backbone.student_call(Discrete(levels).visited(n), size) for n in counts}
 
-    def pipeline(self) -> Any:
-        """A stock pipeline: with the few-step scheduler for a student, the teacher's own for a pretrained network."""
+    def pipeline(self, **components: Any) -> Any:
+        """A stock pipeline: with the few-step scheduler for a student, the teacher's own for a pretrained network.
+
+        Args:
+            components: in place of the teacher's.
+        """
         if self.facts["levels"]:
-            return self.backbone.student_pipeline(self.denoiser)
-        return self.backbone.pipeline(**{self.backbone.denoiser_name: self.denoiser.network})
+            return self.backbone.student_pipeline(self.denoiser, **components)
+        return self.backbone.pipeline(**{self.backbone.denoiser_name: self.denoiser.network}, **components)
 
 
 def load_student(checkpoint: str | Path, teacher: str | None = None, raw: bool = False) -> Student:
@@ -90,8 +94,8 @@ def export(
         ConfigError: as `load_student`.
     """
     _check_output(Path(output), Path(checkpoint))
+    values = _measured(Path(metrics)) if metrics else None
     student = load_student(checkpoint, teacher, raw)
-    values = read_json(metrics) if metrics else None
     pipeline = student.pipeline()
     if half:
         pipeline.to(torch.float16)
@@ -99,6 +103,15 @@ def export(
     own = {"call": calls["1"], "calls": calls} if calls else {"call": student.backbone.call}
     student.backbone.save(pipeline, output, model_card(student, type(pipeline).__name__, values), own)
     return student
+
+
+def _measured(metrics: Path) -> Any:
+    try:
+        return read_json(metrics)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--metrics {metrics} is no JSON file; give one that `distill evaluate --output` wrote"
+        ) from error
 
 
 def _check_output(output: Path, checkpoint: Path) -> None:
@@ -127,8 +140,8 @@ def model_card(student: Student, pipeline: str, metrics: Any = None) -> str:
     lines += [
         "\n```python\nimport torch\nfrom diffusers import " + pipeline + "\n",
         f'pipe = {pipeline}.from_pretrained("THIS_FOLDER"{absent})',
-        "torch.manual_seed(0)  # a few-step sampler draws fresh noise between steps from the global generator",
-        'image = pipe(\n    "YOUR PROMPT",\n    generator=torch.Generator(pipe.device).manual_seed(0),',
+        "torch.manual_seed(0)  # of all noise; a generator of the same seed would give the first noise twice",
+        'image = pipe(\n    "YOUR PROMPT",',
         *[f"    {name}={value!r}," for name, value in call.items()],
         ").images[0]\n```\n",
     ]

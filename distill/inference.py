@@ -13,6 +13,7 @@ from torch import Tensor
 from distill import backbones
 from distill.backbones.base import Backbone
 from distill.data.loading import batches
+from distill.diffusion.sampling import own_noise
 from distill.errors import ConfigError
 
 
@@ -35,8 +36,8 @@ class Painter:
     def __call__(self, prompts: list[str], seed: int = 0, batch_size: int = 64) -> Tensor:
         """Images `[N, 3, H, W]` in [0, 1], float32 on the CPU.
 
-        Image i starts from the noise of seed `seed + i`. Samplers that draw more noise on the way take it from the
-        global generator, which is set to the seed of the batch's first image; the caller's generator is left alone.
+        All noise of image i, the first and what a sampler draws between its steps, is that of the seed `seed + i`, so
+        an image does not depend on its batch.
         """
         return torch.cat([images for _, images in self.stream(prompts, seed, batch_size)])
 
@@ -44,9 +45,8 @@ class Painter:
         """The same, batch by batch, with the indices of the prompts."""
         device = self.pipeline.device
         for part in batches(range(len(prompts)), batch_size):
-            with torch.random.fork_rng(), torch.no_grad():
-                torch.manual_seed(seed + part[0])
-                generators = [torch.Generator(device).manual_seed(seed + index) for index in part]
+            generators = [torch.Generator(device).manual_seed(seed + index) for index in part]
+            with own_noise(getattr(self.pipeline, "scheduler", None), generators), torch.no_grad():
                 asked = [prompts[index] for index in part]
                 text = self.encode(asked) if self.encode else {"prompt": asked}
                 answer = self.pipeline(**text, generator=generators, output_type="pt", **self.call)
@@ -81,37 +81,48 @@ def open_painter(
         ConfigError: no such pipeline, or a number of steps its student was not trained for.
     """
     backbone = backbones.load(name, dtype)
-    pipeline = backbone.pipeline()
-    if solver:
-        pipeline.scheduler = backbones.solver(solver, pipeline.scheduler)
-    return _painter(backbone, pipeline.to(pick_device(device)), steps, guidance)
+    pipeline = backbone.pipeline(**backbone.unchecked).to(pick_device(device))
+    return _painter(backbone, pipeline, steps, guidance, solver)
 
 
-def open_student_painter(checkpoint: str, steps: int | None = None, device: str = "auto") -> Painter:
+def open_student_painter(
+    checkpoint: str,
+    steps: int | None = None,
+    guidance: float | None = None,
+    solver: str | None = None,
+    device: str = "auto",
+) -> Painter:
     """A checkpoint's student, as it would be exported.
 
     Args:
         checkpoint: of `distill fit`.
-        steps: of the sampler; 1 if not given.
+        steps: of the sampler; 1 if not given, for a few-step student.
+        guidance, solver: as in `open_painter`, of a network that is no few-step student: that has its own.
         device: `auto`, `cpu`, `cuda`, ...
 
     Raises:
-        ConfigError: no such checkpoint, or a number of steps its student was not trained for.
+        ConfigError: no such checkpoint, or a number of steps, guidance or solver its student was not trained for.
     """
     from distill.export import load_student
 
     student = load_student(checkpoint)
-    pipeline = student.pipeline().to(pick_device(device))
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = student.pipeline(**student.backbone.unchecked).to(pick_device(device))
     if not student.calls:
-        return _painter(student.backbone, pipeline, steps, None)
+        return _painter(student.backbone, pipeline, steps, guidance, solver)
+    if (guidance, solver) != (None, None):
+        raise ConfigError(f"the student of '{checkpoint}' has its own guidance and solver; leave both out")
     if str(steps or 1) not in student.calls:
         raise ConfigError(f"'{checkpoint}' samples in {', '.join(student.calls)} steps, not in {steps}")
+    pipeline.set_progress_bar_config(disable=True)
     return Painter(pipeline, student.calls[str(steps or 1)], teacher=student.facts["teacher"])
 
 
-def _painter(backbone: Backbone, pipeline: Any, steps: int | None, guidance: float | None) -> Painter:
+def _painter(
+    backbone: Backbone, pipeline: Any, steps: int | None, guidance: float | None, solver: str | None
+) -> Painter:
     pipeline.set_progress_bar_config(disable=True)
+    if solver:
+        pipeline.scheduler = backbones.solver(solver, pipeline.scheduler)
     call = dict(backbone.call)
     if steps is not None:
         if backbone.calls and str(steps) not in backbone.calls:
@@ -123,10 +134,18 @@ def _painter(backbone: Backbone, pipeline: Any, steps: int | None, guidance: flo
 
 
 def pick_device(device: str) -> torch.device:
-    """`auto` is the accelerator if there is one."""
-    if device != "auto":
-        return torch.device(device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """`auto` is the accelerator if there is one.
+
+    Raises:
+        ConfigError: no such device, or none of it here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"there is no device '{device}' ({reason}); choose auto, cpu, cuda or cuda:1") from error
 
 
 def grid(images: Tensor, columns: int, scale: int = 1) -> Tensor:

@@ -129,6 +129,19 @@ def random_sd(folder: Path, seed: int = 0, prediction: str = "epsilon") -> Path:
     return folder
 
 
+def safety_checker() -> dict[str, Any]:
+    """Stable Diffusion 1.5's, small, and suspicious of every picture."""
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessor
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPConfig(vision_config={**sizes, "image_size": 32, "patch_size": 8}, projection_dim=8)
+    checker = StableDiffusionSafetyChecker(config)
+    checker.concept_embeds_weights.data.fill_(-2.0)
+    processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    return {"safety_checker": checker, "feature_extractor": processor, "requires_safety_checker": True}
+
+
 def random_sdxl(folder: Path, seed: int = 0) -> Path:
     """An SDXL with a U-Net of two scales: two text encoders, a pooled embedding and the sizes of pictures."""
     from diffusers import StableDiffusionXLPipeline

@@ -132,6 +132,9 @@ def test_steps_a_student_was_not_trained_for(
     assert "samples in 1, 2, 4 steps, not in 3" in mistake(
         capsys, ["evaluate", "--checkpoint", last, "--steps", "3", "--samples", "64"]
     )
+    for option in (["--guidance", "9.0"], ["--solver", "DDIMScheduler"]):
+        error = mistake(capsys, ["evaluate", "--checkpoint", last, "--samples", "64", *option])
+        assert "has its own guidance and solver; leave both out" in error
 
 
 def test_checkpoint_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,6 +190,18 @@ def test_what_a_parser_found_wrong_is_one_sentence(capsys: pytest.CaptureFixture
             "trainer.limit_val_batches=0 leaves nothing to measure on; add --trainer.limit_val_batches 1.0",
         ),
         (fit_recipe("--ckpt_path", str(ROOT / "README.md")), "README.md' is no checkpoint, or a damaged one; give one"),
+        (["sample", "--pipeline", "tiny-sd", "--prompt", "a", "--steps", "0"], "steps=0 is too few; give 1 or more"),
+        (["sample", "--pipeline", "tiny-sd", "--prompt", "a", "--batch_size", "0"], "batch_size=0 is too few"),
+        (["evaluate", "--pipeline", "tiny-sd", "--batch_size", "0"], "batch_size=0 is too few; give 1 or more"),
+        (["evaluate", "--pipeline", "tiny-sd", "--device", "gpu"], "there is no device 'gpu'"),
+        (
+            ["generate", "latents", "--teacher", "tiny-sd", "--output", "out", "--dtype", "float16"],
+            "a teacher's dtype is one of float32, bfloat16; got float16",
+        ),
+        (
+            ["export", "--checkpoint", str(ROOT), "--output", "out", "--metrics", "no.json"],
+            "--metrics no.json is no JSON file; give one that `distill evaluate --output` wrote",
+        ),
         (["sample", "--pipeline", "runs/none", "--prompt", "a red ring"], "there is no pipeline at 'runs/none'; give"),
     ):
         with pytest.raises(SystemExit) as stopped:

@@ -78,6 +78,7 @@ class Backbone:
     """
 
     schedule_options: tuple[str, ...] = ()
+    unchecked: dict[str, Any] = {}  # components without the safety checker, whose black pictures would be measured
     denoiser_name = "unet"  # the pipeline component that is distilled
 
     def __init__(self, path: str, dtype: torch.dtype = torch.float32, schedule: Schedule | None = None):
@@ -145,6 +146,13 @@ class Backbone:
         from diffusers import DiffusionPipeline
 
         return DiffusionPipeline.from_pretrained(self.path, torch_dtype=self.dtype, **{**self.absent, **components})
+
+    def scheduler(self) -> Any:
+        """The pipeline's own sampler, without the rest of it."""
+        import diffusers
+
+        name = diffusers.DiffusionPipeline.load_config(self.path)["scheduler"][1]
+        return getattr(diffusers, name).from_pretrained(self.path, subfolder="scheduler")
 
     def student_pipeline(self, student: Denoiser, **components: Any) -> Any:
         """A stock pipeline around `student` with the few-step scheduler."""

@@ -65,6 +65,7 @@ class SDBackbone(Backbone):
     """`StableDiffusionPipeline`, predicting noise (1.5) or v (2.1)."""
 
     schedule_options = ("prediction_type", "rescale_betas_zero_snr")
+    unchecked = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
     def denoiser(self) -> SDDenoiser:
         from diffusers import UNet2DConditionModel

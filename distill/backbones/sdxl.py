@@ -67,6 +67,8 @@ class SDXLTextEncoder(TextEncoder):
 class SDXLBackbone(SDBackbone):
     """`StableDiffusionXLPipeline`, base model."""
 
+    unchecked = {}
+
     def denoiser(self) -> SDXLDenoiser:
         from diffusers import UNet2DConditionModel
 

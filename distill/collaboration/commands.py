@@ -35,7 +35,7 @@ def open_pair(
         ConfigError: no such pipeline, judge or calibration, or one of another set-up.
     """
     if student.endswith(".ckpt"):
-        painter = open_student_painter(student, student_steps, device)
+        painter = open_student_painter(student, student_steps, student_guidance, None, device)
     else:
         painter = open_painter(student, student_steps, student_guidance, None, device)
     other = open_painter(teacher, None, teacher_guidance, solver, device)

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from distill.backbones.base import absent_components
 from distill.collaboration.calibration import Calibration, digest
 from distill.collaboration.judges import Judge, open_judge
 from distill.data.loading import batches
+from distill.diffusion.sampling import own_noise
 from distill.errors import ConfigError
 from distill.files import read_json, save_json, written_whole
 
@@ -474,27 +475,6 @@ def scaled_noise(scheduler: Any) -> Iterator[None]:
         yield
     finally:
         del scheduler.scale_noise
-
-
-@contextmanager
-def own_noise(scheduler: Any, generators: list[torch.Generator]) -> Iterator[None]:
-    """Inside, a scheduler that draws noise between its steps draws each sample's from its own generator, whether the
-    pipeline hands it on or not.
-    """
-    step = scheduler.step
-    if "generator" not in inspect.signature(step).parameters:
-        yield
-        return
-
-    @wraps(step)
-    def own(*args: Any, **kwargs: Any) -> Any:
-        return step(*args, **{**kwargs, "generator": generators})
-
-    scheduler.step = own
-    try:
-        yield
-    finally:
-        del scheduler.step
 
 
 def paint(

@@ -28,7 +28,8 @@ from distill.data.prompts import read_prompts
 from distill.data.shapes_data import ShapesDataset
 from distill.data.shards import MANIFEST, shard_name, write_shard
 from distill.diffusion.process import RectifiedFlow
-from distill.errors import ConfigError
+from distill.diffusion.sampling import draws_noise, own_noise
+from distill.errors import ConfigError, at_least_one
 from distill.files import checksum, read_json, remove, save_json
 
 SHAPES = "shapes"  # the name of the drawn images' captions where a file of prompts could stand
@@ -60,6 +61,9 @@ class Generation:
     width: int | None = None
     shard_size: int = 512
     batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        at_least_one(count=self.count, steps=self.steps, shard_size=self.shard_size, batch_size=self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -218,26 +222,30 @@ class TeacherLatents(Maker):
 
     def make(self, indices: list[int], device: torch.device) -> Made:
         prompts = self._prompts(indices)
-        return {"x0": self.solve(prompts, self.noise(indices, device))}, prompts
+        return {"x0": self.solve(prompts, self.noise(indices, device), indices)}, prompts
 
     def noise(self, indices: list[int], device: torch.device) -> Tensor:
         """What the samples begin with, `[N, C, h, w]`; a function of the seed and each index."""
         shape = self.backbone.latent_shape(self.generation.height, self.generation.width)
         return Draws(self.generation.seed, 0, indices[0], len(indices), device).normal("generate/noise", *shape)
 
-    def solve(self, prompts: list[str], noise: Tensor) -> Tensor:
-        """The teacher's latents for N prompts from `noise`; guidance doubles the batch of a call, not the calls."""
+    def solve(self, prompts: list[str], noise: Tensor, indices: list[int]) -> Tensor:
+        """The teacher's latents for N prompts from `noise`; guidance doubles the batch of a call, not the calls.
+
+        A sampler that draws more noise on its way draws that of each index.
+        """
         settings = self.generation
-        size = {"height": settings.height, "width": settings.width} if settings.height else {}
+        size = {side: getattr(settings, side) for side in ("height", "width") if getattr(settings, side)}
         call = {**self.backbone.call, "num_inference_steps": settings.steps, "guidance_scale": settings.guidance}
-        noise = noise.to(self.backbone.dtype)
-        with torch.no_grad():
-            return self.pipeline(noise.device)(prompts, latents=noise, output_type="latent", **size, **call).images
+        noise, pipeline = noise.to(self.backbone.dtype), self.pipeline(noise.device)
+        generators = [torch.Generator(noise.device).manual_seed(settings.seed + index) for index in indices]
+        with own_noise(pipeline.scheduler, generators), torch.no_grad():
+            return pipeline(prompts, latents=noise, output_type="latent", **size, **call).images
 
     def pipeline(self, device: torch.device) -> Any:
         """The teacher's pipeline, read once."""
         if self._pipeline is None:
-            self._pipeline = self.backbone.pipeline().to(device)
+            self._pipeline = self.backbone.pipeline(**self.backbone.unchecked).to(device)
             self._pipeline.set_progress_bar_config(disable=True)
             if self.solver:
                 self._pipeline.scheduler = backbones.solver(self.solver, self._pipeline.scheduler)
@@ -267,10 +275,26 @@ class TeacherPairs(TeacherLatents):
 
     def make(self, indices: list[int], device: torch.device) -> Made:
         noise, prompts = self.noise(indices, device).to(self.backbone.dtype).half().float(), self._prompts(indices)
-        made = {"x0": self.solve(prompts, noise), "noise": noise}
+        made = {"x0": self.solve(prompts, noise, indices), "noise": noise}
         if self.generation.embeddings:
             made |= {f"cond.{name}": tensor for name, tensor in self._embed(prompts, device).items()}
         return made, prompts
+
+    def check(self) -> None:
+        """As of all folders; and refuses a sampler that draws noise.
+
+        Raises:
+            ConfigError: one of these.
+        """
+        super().check()
+        scheduler = self.backbone.scheduler()
+        if self.solver:
+            scheduler = backbones.solver(self.solver, scheduler)
+        if draws_noise(scheduler):
+            raise ConfigError(
+                f"{type(scheduler).__name__} draws noise on its way, so its answer belongs to no noise it began with; "
+                "pairs need a deterministic solver, such as DDIMScheduler or DPMSolverMultistepScheduler"
+            )
 
     def _embed(self, prompts: list[str], device: torch.device) -> Cond:
         with torch.no_grad():

@@ -132,6 +132,7 @@ class ImagesData(L.LightningDataModule):
         teacher: str | None = None,
     ):
         super().__init__()
+        self.prepare_data_per_node = False  # nodes share their folders; one process makes what is missing
         if encoded and not teacher:
             raise ConfigError("data.encoded needs data.teacher, the pipeline whose autoencoder encodes the images")
         self.source, self.size, self.split, self.caption = source, (height, width), split, caption

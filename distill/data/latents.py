@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_warn
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from distill import backbones
@@ -48,6 +49,7 @@ class LatentsData(L.LightningDataModule):
         reference: int = 0,
     ):
         super().__init__()
+        self.prepare_data_per_node = False  # nodes share their folders; one process makes what is missing
         self.folder, self.teacher, self.generation = folder, teacher, generation
         self.batch_size, self.seed, self.workers = batch_size, seed, workers
         self.reference = ShapesDataset(reference, seed=1)
@@ -77,6 +79,7 @@ class LatentsData(L.LightningDataModule):
         if self.trainer is not None and self.trainer.state.fn != "fit":
             return  # validation compares with drawn images
         self.check()
+        self._compare(LatentsDataset.read_settings(self.folder) if (Path(self.folder) / MANIFEST).is_file() else {})
         if self.teacher in backbones.TINY:
             maker = self.maker(backbones.load(self.teacher), self.folder, self.generation)
             make_here(maker, f"{maker.what} of {self.teacher}")
@@ -106,6 +109,15 @@ class LatentsData(L.LightningDataModule):
                 f"the latents at '{self.folder}' were made by {settings.get('teacher') or settings['kind']}, not by "
                 f"model.teacher {expected}; set data.folder to that teacher's latents, or make them with: "
                 f"{self._command()}"
+            )
+
+    def _compare(self, made: dict[str, Any]) -> None:
+        """Tells what the recipe says of the making of latents that are there and were made otherwise."""
+        asked = {k: v for k, v in asdict(self.generation).items() if k not in ("count", "shard_size", "batch_size")}
+        if other := [f"{k}={made[k]}, not {v}" for k, v in asked.items() if made.get(k, v) != v]:
+            rank_zero_warn(
+                f"the {self.maker.what} at '{self.folder}' were made with {', '.join(other)} as data.generation says; "
+                "they are used as they are"
             )
 
     def _command(self) -> str:
@@ -171,6 +183,7 @@ class EncodedShapesData(L.LightningDataModule):
         seed: int = 0,
     ):
         super().__init__()
+        self.prepare_data_per_node = False  # nodes share their folders; one process makes what is missing
         self.folder, self.teacher, self.count, self.drop_prompts = folder, teacher, count, drop_prompts
         self.batch_size, self.seed = batch_size, seed
 

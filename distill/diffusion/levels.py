@@ -9,7 +9,13 @@ from distill.batch import Draws
 
 
 class Levels:
-    """A distribution over noise levels."""
+    """A distribution over noise levels.
+
+    Attributes:
+        values: the levels there are, most noise first, where they are few; empty otherwise.
+    """
+
+    values: list[float] = []
 
     def draw(self, draws: Draws, purpose: str) -> Tensor:
         """One level per sample, `[B]` float32 in [0, 1]."""
@@ -121,6 +127,7 @@ class Shifted(Levels):
         if shift <= 0:
             raise ValueError(f"the shift of noise levels must be positive; got {shift}")
         self.levels, self.shift = levels, shift
+        self.values = [shift * t / (1 + (shift - 1) * t) for t in levels.values]
 
     def draw(self, draws: Draws, purpose: str) -> Tensor:
         t = self.levels.draw(draws, purpose)

@@ -124,7 +124,8 @@ class ConditionalAdversarial(Strategy):
     def _mix(self, x: Tensor, noise: Tensor, batch: Batch) -> Triples:
         """The fakes: the student's triples, some replaced by real latents that do not belong to their prompt or noise.
 
-        What does not belong is taken from the neighbour in the batch, so that any number of processes mixes alike.
+        What does not belong is taken from the neighbour in the batch: any number of processes mixes alike, as long as
+        the share of each is even.
         """
         edges = torch.tensor(self.shares, device=x.device).cumsum(0)
         kind = torch.bucketize(batch.draws.uniform("conditional/mix"), edges, right=True)  # 0, 1, 2; 3 is the student's

@@ -28,6 +28,11 @@ class Inputs:
         Raises:
             ConfigError: a number of steps it was not trained for.
         """
+        if not self.few_levels:
+            raise ConfigError(
+                "a network that is trained at all levels is no few-step student; set samples.every=0, or give "
+                "model.inputs.levels a few, such as {class_path: Discrete, init_args: {values: [1.0, 0.75, 0.5, 0.25]}}"
+            )
         if not 1 <= steps <= (most := len(self.few_levels)):
             counts = f"in 1 to {most} steps, as many as it has levels" if most > 1 else "in 1 step, at its one level"
             raise ConfigError(f"this student samples {counts}; not in {steps}")
@@ -55,7 +60,7 @@ class NoisedData(Inputs):
 
     def __init__(self, levels: Levels, warmup: Levels | None = None, warmup_steps: int = 0, pure_noise: bool = True):
         self.levels, self.warmup, self.warmup_steps, self.pure_noise = levels, warmup, warmup_steps, pure_noise
-        self.few_levels = list(levels.values) if isinstance(levels, Discrete) else []
+        self.few_levels = list(levels.values)
 
     def __call__(self, batch: Batch, process: Process, step: int) -> tuple[Tensor, Tensor]:
         levels = self.warmup if self.warmup is not None and step < self.warmup_steps else self.levels

@@ -159,18 +159,19 @@ class PixelAdversarial(Strategy):
         """
         parts = []
         if self.text:
-            parts.append(_levelled(batch.cond["pooled"] if self.tower is None else self._read(batch.prompts)))
-        if self.image is not None and hidden is None:
+            parts.append(_levelled(self._words(batch)))
+        if self.image is not None and (hidden is None or hidden.all()):
             parts.append(torch.zeros(len(batch.prompts), self.image.network.width, device=batch.x0.device))
         elif self.image is not None:
             assert hidden is not None
-            with torch.no_grad():
-                parts.append(_levelled(self.image(batch.pixels)).masked_fill(hidden[:, None], 0.0))
+            image = batch.once(f"pixel/image/{id(self)}", lambda: self.image(batch.pixels))  # type: ignore[misc]
+            parts.append(_levelled(image).masked_fill(hidden[:, None], 0.0))
         return torch.cat(parts, dim=1) if parts else None
 
-    def _read(self, prompts: list[str]) -> Tensor:
-        with torch.no_grad():
-            return self.tower(prompts)  # type: ignore[misc]
+    def _words(self, batch: Batch) -> Tensor:
+        if self.tower is None:
+            return batch.cond["pooled"]
+        return batch.once(f"pixel/words/{id(self)}", lambda: self.tower(batch.prompts))  # type: ignore[misc]
 
 
 def _levelled(embedding: Tensor) -> Tensor:

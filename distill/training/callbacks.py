@@ -230,7 +230,7 @@ def peak_memory() -> int:
 def painters(module: DistillModule, steps: tuple[int, ...]) -> dict[int, Painter]:
     """The module's current student as stock pipelines, one per number of steps, sharing its networks."""
     shared = {"vae": module.autoencoder.network.network, **module.text_encoder.network.components}
-    pipeline = module.backbone.student_pipeline(module.sampled, **shared)
+    pipeline = module.backbone.student_pipeline(module.sampled, **shared, **module.backbone.unchecked)
     pipeline.set_progress_bar_config(disable=True)
 
     def encode(prompts: list[str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.fabric.utilities.distributed import _InfiniteBarrier
 from torch.utils.data import DataLoader
 
 from distill import backbones
@@ -19,7 +20,7 @@ from distill.data.generate import (
     TeacherPairs,
     progress,
 )
-from distill.training.module import DTYPES
+from distill.training.module import dtype_of
 
 
 class ShardWriter(L.LightningModule):
@@ -40,6 +41,7 @@ class ShardWriter(L.LightningModule):
         """This process's shards of those that one process found missing, before any began to write."""
         self.maker.check()
         todo = self._todo() if self.trainer.is_global_zero else []
+        wait_for_all()
         mine = self.trainer.strategy.broadcast(todo)[self.trainer.global_rank :: self.trainer.world_size]
         if self.trainer.is_global_zero:
             share = f" (of process 1 of {self.trainer.world_size})" if self.trainer.world_size > 1 else ""
@@ -75,10 +77,16 @@ def generate(maker: Maker, accelerator: str, devices: str, num_nodes: int) -> No
         trainer.predict(writer, return_predictions=False)
     finally:
         writer.close()
-    trainer.strategy.barrier()
+    wait_for_all()
     if trainer.is_global_zero:
         maker.finish()
         print(f"{maker.count} {maker.what} are in {maker.folder}")
+
+
+def wait_for_all() -> None:
+    """A barrier without the half hour's limit of others: one process may have days of work more than another."""
+    with _InfiniteBarrier() as barrier:
+        barrier()
 
 
 def generate_latents(
@@ -120,7 +128,7 @@ def generate_latents(
         num_nodes: as for Lightning's Trainer.
     """
     generation = Generation(count, steps, guidance, prompts, solver, seed, height, width, shard_size, batch_size)
-    maker = TeacherLatents(backbones.load(teacher, DTYPES[dtype]), Path(output), generation)
+    maker = TeacherLatents(backbones.load(teacher, dtype_of(dtype)), Path(output), generation)
     generate(maker, accelerator, devices, num_nodes)
 
 
@@ -170,5 +178,5 @@ def generate_pairs(
     generation = PairGeneration(
         count, steps, guidance, prompts, solver, seed, height, width, shard_size, batch_size, embeddings
     )
-    maker = TeacherPairs(backbones.load(teacher, DTYPES[dtype]), Path(output), generation)
+    maker = TeacherPairs(backbones.load(teacher, dtype_of(dtype)), Path(output), generation)
     generate(maker, accelerator, devices, num_nodes)

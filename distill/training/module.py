@@ -102,11 +102,9 @@ class DistillModule(L.LightningModule):
                 f"model.student_init={student_init} is neither teacher nor random, and there is no checkpoint of that "
                 "name; train the recipe that leaves it first, or give another"
             )
-        if teacher_dtype not in DTYPES:
-            raise ConfigError(f"model.teacher_dtype={teacher_dtype} is unknown; choose one of {', '.join(DTYPES)}")
         self.backbone = backbones.load(teacher, schedule=schedule)
         self.backbone.process()  # refuses a schedule that cannot be trained
-        self.teacher_name, self.teacher_dtype = teacher, DTYPES[teacher_dtype]
+        self.teacher_name, self.teacher_dtype = teacher, dtype_of(teacher_dtype)
         self.strategies: Any = nn.ModuleList(strategies)
         self.inputs = inputs
         self.optimizer_makers = student_optimizer, critic_optimizer
@@ -137,25 +135,20 @@ class DistillModule(L.LightningModule):
         """Reads the weights, builds the critics, and shards; Lightning may call it more than once."""
         if self.student is not None:
             return
-        self.student = self.backbone.denoiser()
-        self.ema, self.target = (
-            None if decay is None else self.backbone.denoiser().requires_grad_(False) for decay in self.decays
-        )
-        for network in (self.student, *self._averages()):
-            self._begin(network)
+        mesh = self.device_mesh["data_parallel"] if self._sharded() else None  # type: ignore[index]
+        earlier = self._earlier()  # sharded one after the other, so that few networks are whole at a time
+        self.student = self._begun(earlier).train()
+        parallel.prepare(self.student, mesh, self.checkpoint, self.compiled)
+        self.ema, self.target = (None if decay is None else self._average(earlier, mesh) for decay in self.decays)
+        del earlier
         teacher = backbones.load(self.teacher_name, self.teacher_dtype)
         self.teacher = Frozen(teacher.denoiser())
         self.text_encoder = Frozen(teacher.text_encoder())
         torch.manual_seed(self.seed)  # the critics begin alike on every process
         for strategy in self.strategies:
             strategy.configure(self.backbone, self.teacher)
-        mesh = self.device_mesh["data_parallel"] if self._sharded() else None  # type: ignore[index]
-        self.student.train()
-        parallel.prepare(self.student, mesh, self.checkpoint, self.compiled)
         parallel.prepare(self.teacher.network, mesh, self.checkpoint, self.compiled)
         self._prepare_critics(mesh)
-        for average in self._averages():
-            parallel.prepare(average.eval(), mesh, backward=False)
 
     def _averages(self) -> dict[Denoiser, float]:
         """The moving averages of the student that are kept, with their decays."""
@@ -171,18 +164,35 @@ class DistillModule(L.LightningModule):
             for network in networks:
                 parallel.prepare(network, mesh, self.checkpoint, self.compiled)
 
-    def _begin(self, network: Denoiser) -> None:
-        """Gives the student the weights it begins with; fresh from the backbone it has the teacher's."""
+    def _begun(self, earlier: dict[str, Tensor] | None) -> Denoiser:
+        """A network with the weights the student begins with; fresh from the backbone it has the teacher's."""
+        network = self.backbone.denoiser()
         if self.student_init == "random":
             network.forget(self.seed)
-        elif self.student_init != "teacher":
-            earlier = load_student(self.student_init, self.teacher_name)
-            if (earlier.facts.get("schedule") or {}) != self.backbone.schedule:
-                raise ConfigError(
-                    f"model.student_init={self.student_init} was trained with the schedule "
-                    f"{earlier.facts.get('schedule') or 'of the teacher'}; set model.schedule to the same"
-                )
-            network.load_state_dict(earlier.denoiser.state_dict())
+        elif earlier is not None:
+            network.load_state_dict(earlier)
+        return network
+
+    def _average(self, earlier: dict[str, Tensor] | None, mesh: DeviceMesh | None) -> Denoiser:
+        average = self._begun(earlier).requires_grad_(False).eval()
+        parallel.prepare(average, mesh, backward=False)
+        return average
+
+    def _earlier(self) -> dict[str, Tensor] | None:
+        """The weights of the earlier run's student that this one begins with; None for another beginning.
+
+        Raises:
+            ConfigError: a student of another teacher or of another noise schedule.
+        """
+        if self.student_init in ("teacher", "random"):
+            return None
+        earlier = load_student(self.student_init, self.teacher_name)
+        if (earlier.facts.get("schedule") or {}) != self.backbone.schedule:
+            raise ConfigError(
+                f"model.student_init={self.student_init} was trained with the schedule "
+                f"{earlier.facts.get('schedule') or 'of the teacher'}; set model.schedule to the same"
+            )
+        return earlier.denoiser.state_dict()
 
     @property
     def autoencoder(self) -> Frozen:
@@ -283,16 +293,18 @@ class DistillModule(L.LightningModule):
 
     def _student_turn(self, sample: Sample, batch: Batch, step: int, updates: bool) -> None:
         assert self.student is not None
-        named = self._named()
+        named, numbered = self._named(), {}  # type: ignore[var-annotated]
         for index in sorted(range(len(named)), key=lambda index: named[index][1].weight == BALANCED):
             name, strategy = named[index]
             loss = strategy.student_loss(sample, batch, step)
             gradient = sample.gradient(loss)
             weight: Any = strategy.weight
             if weight == BALANCED:
-                weight = self._scalars[f"weight/{name}"] = self._balance(index, sample, gradient)
+                weight = self._scalars[f"weight/{name}"] = self._balance(index, sample, gradient, numbered)
             norm = parallel.joint_norm(length(gradient))
             sample.gather(gradient, weight)
+            if strategy.weight != BALANCED:
+                numbered = dict(sample.gathered)
             self._losses.append(loss.detach())
             self._scalars |= {f"student/{name}": loss, f"gradient_at_sample/{name}": norm * abs(weight)}
         sample.backward(1 / self.accumulate)
@@ -300,11 +312,11 @@ class DistillModule(L.LightningModule):
             for average, decay in self._averages().items():
                 update_ema(average, self.student, ema_decay(decay, step))
 
-    def _balance(self, index: int, sample: Sample, gradient: Gradient) -> Tensor:
-        """The weight that makes a gradient at the latent `balance` times as long as what the terms with a number have
-        gathered there, by moving averages of both lengths.
+    def _balance(self, index: int, sample: Sample, gradient: Gradient, numbered: Gradient) -> Tensor:
+        """The weight that makes a gradient at the latent `balance` times as long as `numbered`, what the terms with a
+        number have gathered there, by moving averages of both lengths.
         """
-        lengths = [parallel.joint_norm(sample.at_latent(g).norm()) for g in (gradient, sample.gathered)]
+        lengths = [parallel.joint_norm(sample.at_latent(g).norm()) for g in (gradient, numbered)]
         now, kept = torch.stack(lengths), self.lengths[index]
         if now.isfinite().all():  # an update that is skipped leaves no trace
             kept.copy_(torch.where(kept == 0, now, kept.lerp(now, 1 - BALANCE_DECAY)))
@@ -381,9 +393,25 @@ class DistillModule(L.LightningModule):
 
     # What is kept -------------------------------------------------------------------------------------------------
 
+    def _kept(self) -> list[str]:
+        """The names of the moving averages this run keeps."""
+        return [name for name, decay in zip(("ema", "target"), self.decays, strict=True) if decay is not None]
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses to go on with other strategies than the run began with: their critics' weights are not there."""
-        began = checkpoint.get("distill", {}).get("strategies", [])
+        """Refuses to go on with other networks than the run began with: their weights are not there.
+
+        Raises:
+            ConfigError: other strategies, or other moving averages.
+        """
+        about = checkpoint.get("distill", {})
+        kept = about.get("averages", self._kept())
+        if kept != self._kept():
+            raise ConfigError(
+                f"the checkpoint keeps the moving averages {', '.join(kept) or 'none'}, this recipe "
+                f"{', '.join(self._kept()) or 'none'}; go on with the same of model.ema and model.target_ema, or begin "
+                "a new run with its student (model.student_init)"
+            )
+        began = about.get("strategies", [])
         if began != (now := [name for name, _ in self._named()]):
             raise ConfigError(
                 f"the checkpoint is of a run with model.strategies {', '.join(began) or 'unknown'}, this recipe has "
@@ -394,6 +422,7 @@ class DistillModule(L.LightningModule):
         checkpoint["distill"] = {
             "teacher": self.teacher_name,
             "strategies": [name for name, _ in self._named()],
+            "averages": self._kept(),
             "strategy_configs": self.strategy_configs,
             "levels": self.inputs.few_levels,
             "schedule": self.backbone.schedule,
@@ -402,6 +431,17 @@ class DistillModule(L.LightningModule):
             "sharded": self._sharded(),
             "data": getattr(self.trainer.datamodule, "description", ""),  # type: ignore[attr-defined]
         }
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The precision of a teacher's weights by its name.
+
+    Raises:
+        ConfigError: another name.
+    """
+    if name not in DTYPES:
+        raise ConfigError(f"a teacher's dtype is one of {', '.join(DTYPES)}; got {name}")
+    return DTYPES[name]
 
 
 def _nothing() -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from distill.data.generate import (
     TeacherPairs,
     make_here,
 )
-from distill.data.latents import PairsData
+from distill.data.latents import LatentsData, PairsData
 from distill.data.shards import LatentsDataset
 from distill.errors import ConfigError
 from tests.runs import command, environment
@@ -191,3 +192,53 @@ def test_progress_is_told_in_samples(sd_folder: Path, tmp_path: Path) -> None:
     assert told == [4]
     pairs(sd_folder, tmp_path).write(0, torch.device("cpu"), told.append)
     assert told == [4, 4, 4]
+
+
+ANCESTRAL = "EulerAncestralDiscreteScheduler"
+
+
+def test_pairs_need_a_solver_without_noise_of_its_own(sd_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"{ANCESTRAL} draws noise on its way.*deterministic solver, such as DDIM"):
+        make_here(pairs(sd_folder, tmp_path / "none", solver=ANCESTRAL), "pairs")
+    assert not (tmp_path / "none").exists(), "a manifest would refuse the next, right call"
+
+
+def test_latents_of_a_sampler_with_noise_are_the_same_again(sd_folder: Path, tmp_path: Path) -> None:
+    """Whatever was drawn before, and with whichever others in a call."""
+    made = []
+    for batch_size in (4, 2):
+        torch.manual_seed(batch_size)
+        one = maker(sd_folder, tmp_path / str(batch_size), solver=ANCESTRAL, count=4, batch_size=batch_size)
+        make_here(one, "latents")
+        made.append(LatentsDataset(tmp_path / str(batch_size)).__getitems__([0, 1, 2, 3])["x0"].float())
+    assert (made[0] - made[1]).abs().max() < 5e-3 * made[0].abs().max()
+
+
+def test_one_side_alone_is_a_size(sdxl_folder: Path, tmp_path: Path) -> None:
+    """The network is told the size that it paints."""
+    generation = Generation(count=1, steps=1, width=64, batch_size=1)
+    one = TeacherLatents(backbones.load(str(sdxl_folder)), tmp_path, generation)
+    told: list[list[float]] = []
+
+    def note(module: Any, inputs: Any, kwargs: dict[str, Any]) -> None:
+        told.append(kwargs["added_cond_kwargs"]["time_ids"][0].tolist())
+
+    one.pipeline(torch.device("cpu")).unet.register_forward_pre_hook(note, with_kwargs=True)
+    assert one.make([0], torch.device("cpu"))[0]["x0"].shape[2:] == (8, 16)
+    assert told[0] == [32, 64, 0, 0, 32, 64]
+
+
+@pytest.mark.parametrize("wrong", [{"count": 0}, {"steps": 0}, {"shard_size": 0}, {"batch_size": -1}])
+def test_numbers_of_nothing_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(wrong))}=.* is too few; give 1 or more"):
+        Generation(**wrong)
+
+
+def test_what_a_recipe_says_of_latents_that_are_there_is_told_to_be_unused(sd3_folder: Path, sd3_latents: Path) -> None:
+    data = LatentsData(str(sd3_latents), str(sd3_folder), Generation(guidance=25.0, batch_size=3))
+    with pytest.warns(UserWarning, match="were made with .*guidance=3.0, not 25.0 as data.generation says; they are"):
+        data.prepare_data()
+
+
+def test_one_process_of_all_nodes_makes_what_is_missing(sd3_folder: Path, sd3_latents: Path) -> None:
+    assert not LatentsData(str(sd3_latents), str(sd3_folder)).prepare_data_per_node

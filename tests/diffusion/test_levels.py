@@ -125,3 +125,8 @@ def test_every_level_is_noisy_and_none_beyond_pure_noise(levels: Levels, many, e
 def test_settings_that_are_no_distribution_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_shifted_levels_are_few_where_theirs_are():
+    assert Shifted(Discrete([1.0, 0.5]), 3.0).values == [1.0, 0.75]
+    assert Shifted(Uniform(), 3.0).values == LogitNormal().values == []

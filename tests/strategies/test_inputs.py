@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distill.diffusion.levels import Discrete, Levels
+from distill.diffusion.levels import Discrete, Levels, Shifted, Uniform
 from distill.diffusion.process import RectifiedFlow, VariancePreserving
+from distill.errors import ConfigError
 from distill.strategies.inputs import NoisedData
 from tests import tiny
 
@@ -44,3 +45,13 @@ def test_a_flow_ends_in_noise_anyway() -> None:
     batch = tiny.batch(B)
     answers = [NoisedData(Discrete([1.0]), pure_noise=pure)(batch, RectifiedFlow(), 0)[0] for pure in (True, False)]
     assert torch.equal(*answers)
+
+
+def test_a_student_of_shifted_levels_samples_at_them() -> None:
+    inputs = NoisedData(Shifted(Discrete([1.0, 0.5]), 3.0))
+    assert inputs.visited(2) == [1.0, 0.75] and inputs.counts((1, 2, 4)) == (1, 2)
+
+
+def test_a_network_of_all_levels_is_told_to_be_no_few_step_student() -> None:
+    with pytest.raises(ConfigError, match="is no few-step student; set samples.every=0, or give model.inputs.levels a"):
+        NoisedData(Uniform()).visited(1)

@@ -153,3 +153,16 @@ def test_what_cannot_work_is_refused(vit_folder: Path) -> None:
 def test_unknown_changes_get_a_sentence() -> None:
     with pytest.raises(ConfigError, match="augment is some of colour, translation, cutout; got blur"):
         PixelAdversarial(augment=["translation", "blur"])
+
+
+def test_a_pictures_condition_is_read_once_for_both_turns(vit_folder: Path) -> None:
+    game, read = Game(vit_folder, image=True, text=False), []
+    game.strategy.image.network.register_forward_hook(lambda *_: read.append(1))
+    game.strategy.critic_loss(game.sample, game.batch, 0)
+    game.strategy.student_loss(game.sample, game.batch, 0)
+    assert len(read) == 1
+    game = Game(vit_folder, image=True, text=False)
+    game.sample.t.fill_(1.0)
+    game.strategy.image.network.register_forward_hook(lambda *_: read.append(1))
+    game.strategy.critic_loss(game.sample, game.batch, 0)
+    assert len(read) == 1, "nobody sees it"

@@ -287,7 +287,7 @@ def test_balance_is_a_moving_average_that_starts_at_once_and_passes_over_what_is
 
     def balance(own: float, other: float) -> float:
         sample.gathered = {"x0": torch.tensor([[[[other, 0.0]]]])}
-        return float(model._balance(0, sample, {"x0": torch.tensor([[[[0.0, own]]]])}))
+        return float(model._balance(0, sample, {"x0": torch.tensor([[[[0.0, own]]]])}, sample.gathered))
 
     assert balance(2.0, 6.0) == pytest.approx(3.0)
     assert balance(float("nan"), 6.0) == pytest.approx(3.0)
@@ -321,3 +321,18 @@ def test_page_about_strategies_is_true(
     main([*arguments[:3], "--config", str(tmp_path / "mine.yaml"), *arguments[3:]])
     assert checkpoint(tmp_path / "run")["distill"]["strategies"] == ["FeatureMatching", "LatentAdversarial"]
     assert all(value > 0 for value in logged(tmp_path / "run")["student/FeatureMatching"])
+
+
+def test_terms_that_balance_follow_the_numbers_alone(sd3_folder: Path, sd3_latents: Path) -> None:
+    """Not each other."""
+    watch, terms = Watch(), [Pull(weight="balanced"), Pull(weight=1.0), Pull(weight="balanced")]  # type: ignore[arg-type]
+    fit(module(sd3_folder, terms), sd3_latents, 1, [watch])  # type: ignore[arg-type]
+    pulls = [watch.rows[-1][f"gradient_at_sample/Pull_{index}"] for index in range(3)]
+    assert pulls == pytest.approx([pulls[1]] * 3)
+
+
+def test_other_averages_than_a_run_kept_are_refused(sd3_folder: Path) -> None:
+    model = module(sd3_folder, [Pull()], ema=None, target_ema=0.9)
+    with pytest.raises(ConfigError, match="keeps the moving averages ema, this recipe target; go on with the same"):
+        model.on_load_checkpoint({"distill": {"strategies": ["Pull"], "averages": ["ema"]}})
+    model.on_load_checkpoint({"distill": {"strategies": ["Pull"], "averages": ["target"]}})

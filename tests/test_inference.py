@@ -1,0 +1,60 @@
+"""Pipelines as they are called for painting and measuring."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distill import backbones
+from distill.errors import ConfigError
+from distill.inference import Painter, open_painter, pick_device
+from tests.pipelines import safety_checker
+
+PROMPTS = ["a red ring", "a blue square", "a large green cross"]
+
+
+@pytest.mark.parametrize("family", ["sd3", "sd"])
+def test_an_image_does_not_depend_on_its_batch(family: str, request: pytest.FixtureRequest) -> None:
+    backbone = backbones.load(str(request.getfixturevalue(f"{family}_folder")))
+    painter = Painter(backbone.student_pipeline(backbone.denoiser()), backbone.student_call([1.0, 0.75, 0.5, 0.25]))
+    torch.testing.assert_close(painter(PROMPTS, 5, 1), painter(PROMPTS, 5, 3), atol=1e-4, rtol=0)
+
+
+def test_the_noise_between_steps_is_not_the_first_again(sd3_folder: Path) -> None:
+    """The pipeline hands the scheduler no generator; the global one, under the same seed, would give the same noise."""
+    backbone = backbones.load(str(sd3_folder))
+    pipeline, seen = backbone.student_pipeline(backbone.denoiser()), []
+    step = type(pipeline.scheduler).step
+
+    def watched(self: Any, answer: torch.Tensor, t: Any, sample: torch.Tensor, **rest: Any) -> Any:
+        found = step(self, answer, t, sample, **rest)
+        x0 = sample - self.sigmas[self.step_index - 1] * answer
+        noise = (found[0] - (1 - self.sigmas[self.step_index]) * x0) / self.sigmas[self.step_index]
+        seen.append((sample.clone(), noise))
+        return found
+
+    type(pipeline.scheduler).step, kept = watched, step
+    try:
+        Painter(pipeline, backbone.student_call([1.0, 0.5]))(PROMPTS[:1], seed=5)
+    finally:
+        type(pipeline.scheduler).step = kept
+    first, between = seen[0]
+    assert abs(torch.corrcoef(torch.stack([first.flatten(), between.flatten()]))[0, 1]) < 0.2
+
+
+def test_a_safety_checker_blackens_nothing_that_is_measured(sd_folder: Path, tmp_path: Path) -> None:
+    pipeline = backbones.load(str(sd_folder)).pipeline()
+    parts = {**pipeline.components, **safety_checker()}
+    type(pipeline)(**parts).save_pretrained(tmp_path)
+    backbone = backbones.load(str(tmp_path))
+    assert backbone.pipeline()(PROMPTS[:1], num_inference_steps=1, output_type="pt").images.max() == 0
+    painter = open_painter(str(tmp_path), 1, device="cpu")
+    assert painter(PROMPTS).amax(dim=(1, 2, 3)).min() > 0 and painter.pipeline.safety_checker is None
+
+
+def test_devices_that_are_not_there_get_a_sentence() -> None:
+    with pytest.raises(ConfigError, match="there is no device 'gpu' .*choose auto, cpu, cuda"):
+        pick_device("gpu")
