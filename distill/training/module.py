@@ -149,6 +149,8 @@ class DistillModule(L.LightningModule):
             strategy.configure(self.backbone, self.teacher)
         parallel.prepare(self.teacher.network, mesh, self.checkpoint, self.compiled)
         self._prepare_critics(mesh)
+        if self._trainer is not None:
+            parallel.average_alone(self, self.trainer.strategy)
 
     def _averages(self) -> dict[Denoiser, float]:
         """The moving averages of the student that are kept, with their decays."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from distill.diffusion.denoiser import Denoiser
 from distill.errors import ConfigError
@@ -127,6 +128,17 @@ def prepare(
         for block in denoiser.blocks:
             fully_shard(block, mesh=mesh)
         fully_shard(denoiser.network, mesh=mesh, reshard_after_forward=None if backward else True)
+
+
+def average_alone(module: nn.Module, strategy: Strategy) -> None:
+    """Leaves DDP one small parameter to look after, for it takes no module without any.
+
+    Its reducer would hold a copy of every trained one, for gradients that `average_gradients` averages.
+    """
+    if isinstance(strategy, DDPStrategy):
+        trained = sorted((p.numel(), name) for name, p in module.named_parameters() if p.requires_grad)
+        ours = [name for _, name in trained[1:]]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ours)
 
 
 def grouped(parameters: list[nn.Parameter]) -> Any:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
 from distill import backbones
@@ -37,3 +38,20 @@ def test_compiled_blocks_answer_and_are_tapped_as_plain_ones(sd3_folder: Path, m
     assert len(traced) == len(denoiser.blocks) > 0
     for plain, other in zip(*answers, strict=True):
         torch.testing.assert_close(other, plain, atol=1e-6, rtol=1e-5)
+
+
+def test_ddp_keeps_no_copy_of_the_gradients(tmp_path: Path) -> None:
+    """It looks after one parameter, the smallest; frozen ones are not trained anyway."""
+    module = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Linear(4, 1))
+    module[0].bias.requires_grad_(False)
+    parallel.average_alone(module, DDPStrategy())
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        wrapped = torch.nn.parallel.DistributedDataParallel(module)
+    finally:
+        torch.distributed.destroy_process_group()
+    kept = [p for p in wrapped._module_parameters if p.requires_grad]
+    assert [p.shape for p in kept] == [(1,)]
+    whole = torch.nn.Linear(2, 2)
+    parallel.average_alone(whole, SingleDeviceStrategy())
+    assert not hasattr(whole, "_ddp_params_and_buffers_to_ignore")
