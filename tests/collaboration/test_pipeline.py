@@ -306,12 +306,19 @@ def test_inpainting(sd_folder: Path) -> None:
     forms = [AutoPipelineForInpainting.from_pipe(pipeline) for pipeline in (pair.pipe.student, pair.pipe.teacher)]
     student_call = {"num_inference_steps": 4, "guidance_scale": 0.0}
     pipe = AdaptivePipeline(*forms, pair.pipe.judge, None, student_call, {"guidance_scale": GUIDANCE})
-    pictures, masks = torch.rand(2, 3, 32, 32), torch.zeros(2, 1, 32, 32)
+    generator = torch.Generator().manual_seed(1)
+    pictures, masks = torch.rand(2, 3, 32, 32, generator=generator), torch.zeros(2, 1, 32, 32)
     masks[..., :16] = 1.0
     inputs = {"image": pictures, "mask_image": masks}
+    vae = forms[1].vae
+    kept = vae.encode(pictures * 2 - 1).latent_dist
+    decode, seen = vae.decode, []
+    vae.decode = lambda latents, *rest, **options: seen.append(latents) or decode(latents, *rest, **options)
     for mode in ("refine", "regenerate"):
         answer = seeded(pipe, PROMPTS[:2], 0, threshold=9.0, mode=mode, variance=0.5, teacher_steps=3, inputs=inputs)
         assert answer.images.shape == (2, 3, 32, 32) and KEPT not in answer.decisions
+        apart = ((seen[-1] - kept.mean) / kept.std).square()  # of a sample of the autoencoder's posterior: about 1
+        assert apart[..., 4:].mean() < 1.3 < apart[..., :4].mean()
 
 
 def test_controlnet_is_plugged_into_both(sd_folder: Path) -> None:
