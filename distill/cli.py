@@ -44,6 +44,8 @@ def main(arguments: list[str] | None = None) -> None:
         COMMANDS[command](command, rest)
     except ConfigError as error:
         _fail(str(error))
+    except OSError as error:  # a full disk, a file in a folder's place, damaged weights: the place says what to do
+        _fail(str(error).splitlines()[0])
 
 
 def sample(
@@ -131,12 +133,13 @@ def evaluate(
     from distill.data.prompts import read_prompts
     from distill.errors import ConfigError, at_least_one
     from distill.evaluation.evaluate import evaluate_on_images, evaluate_on_shapes
-    from distill.files import save_json
+    from distill.files import check_file, save_json
     from distill.inference import open_painter, open_student_painter, pick_device
 
     if (pipeline is None) == (checkpoint is None):
         raise ConfigError("give either --pipeline or --checkpoint")
     at_least_one(steps=steps, batch_size=batch_size)
+    check_file(output)
     if samples < 2:
         raise ConfigError(f"a distance between distributions needs 2 images or more; got --samples {samples}")
     if checkpoint:
@@ -223,10 +226,12 @@ def calibrate(
     from distill.collaboration.commands import open_pair, prompts_of, target_of
     from distill.collaboration.pipeline import MODES
     from distill.errors import ConfigError, at_least_one
+    from distill.files import check_file
 
     if unknown := [mode for mode in modes if mode not in MODES] or not modes:
         raise ConfigError(f"modes are some of {', '.join(MODES)}; got {unknown if modes else 'none'}")
     at_least_one(count=count, student_steps=student_steps, batch_size=batch_size)
+    check_file(output)
     asked, best_by = prompts_of(prompts, count, seed=calibrating.CALIBRATION), target_of(target, device)
     pair = open_pair(
         student, teacher, judge, None, student_steps, student_guidance, teacher_guidance, solver, device

@@ -10,6 +10,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import EISDIR
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,13 @@ def written_whole(path: str | Path) -> Iterator[Path]:
 
 
 def take_place(part: Path, path: Path) -> None:
-    """Renames a finished file or folder to `path`, in place of what is there."""
+    """Renames a finished file or folder to `path`, in place of what is there.
+
+    Raises:
+        IsADirectoryError: a file is to replace a folder, which nobody means.
+    """
+    if part.is_file():
+        check_file(path)
     if path.is_dir() and part.exists():  # if nothing was written, `replace` raises and `path` stays
         old = part.with_name(part.name + ".old")
         path.rename(old)
@@ -45,6 +52,16 @@ def take_place(part: Path, path: Path) -> None:
         remove(old)
     else:
         part.replace(path)
+
+
+def check_file(path: str | Path | None) -> None:
+    """Refuses a folder where a file is to be written, before the work whose result it is for; None is not looked at.
+
+    Raises:
+        IsADirectoryError: it is one.
+    """
+    if path is not None and Path(path).is_dir():
+        raise IsADirectoryError(EISDIR, "a file was to be written, and this is a folder", str(path))
 
 
 def save_json(value: Any, path: str | Path) -> None:

@@ -123,6 +123,8 @@ def _painter(
     pipeline.set_progress_bar_config(disable=True)
     if solver:
         pipeline.scheduler = backbones.solver(solver, pipeline.scheduler)
+    if backbone.calls and (guidance, solver) != (None, None):
+        raise ConfigError(f"the student '{backbone.path}' has its own guidance and solver; leave both out")
     call = dict(backbone.call)
     if steps is not None:
         if backbone.calls and str(steps) not in backbone.calls:

@@ -202,6 +202,23 @@ def test_what_a_parser_found_wrong_is_one_sentence(capsys: pytest.CaptureFixture
             ["export", "--checkpoint", str(ROOT), "--output", "out", "--metrics", "no.json"],
             "--metrics no.json is no JSON file; give one that `distill evaluate --output` wrote",
         ),
+        (
+            fit_recipe("--data", "ShapesData", "--data.generation.count", "5"),
+            "has no option 'generation.count'; --print_config and --help show those it has",
+        ),
+        (
+            fit_recipe("--trainer.accumulate_grad_batches", "2"),
+            "one optimizer, and here are two players; set model.acc",
+        ),
+        (fit_recipe("--trainer.gradient_clip_val", "1.0"), "two players; set model.student_clip and model.critic_clip"),
+        (
+            fit_recipe("--model.ema", "1.5"),
+            "decay is a number from 0 to below 1, or null for none; got model.ema=1.5",
+        ),
+        (
+            ["evaluate", "--pipeline", "tiny-sd", "--output", str(ROOT / "docs")],
+            "a file was to be written, and this",
+        ),
         (["sample", "--pipeline", "runs/none", "--prompt", "a red ring"], "there is no pipeline at 'runs/none'; give"),
     ):
         with pytest.raises(SystemExit) as stopped:

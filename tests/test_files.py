@@ -84,3 +84,12 @@ def test_tensors_come_back_as_they_were(tmp_path):
 def test_a_checksum_is_the_sha256_of_the_content(tmp_path):
     (tmp_path / "file").write_bytes(b"abc" * 1000)
     assert checksum(tmp_path / "file") == hashlib.sha256(b"abc" * 1000).hexdigest()
+
+
+def test_a_file_never_takes_a_folders_place(tmp_path: Path) -> None:
+    folder = tmp_path / "precious"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("thesis")
+    with pytest.raises(IsADirectoryError, match="a file was to be written, and this is a folder.*precious"):
+        save_json({}, folder)
+    assert [path.name for path in tmp_path.rglob("*")] == ["precious", "thesis.txt"]

@@ -26,11 +26,11 @@ from distill.data import shapes
 from distill.data.loading import batches
 from distill.data.prompts import read_prompts
 from distill.data.shapes_data import ShapesDataset
-from distill.data.shards import MANIFEST, shard_name, write_shard
+from distill.data.shards import MANIFEST, read_manifest, shard_name, write_shard
 from distill.diffusion.process import RectifiedFlow
 from distill.diffusion.sampling import draws_noise, own_noise
 from distill.errors import ConfigError, at_least_one
-from distill.files import checksum, read_json, remove, save_json
+from distill.files import checksum, remove, save_json
 
 SHAPES = "shapes"  # the name of the drawn images' captions where a file of prompts could stand
 
@@ -136,7 +136,7 @@ class Maker:
             ConfigError: the folder was made with other settings, or holds more samples than are asked for.
         """
         if (self.folder / MANIFEST).is_file():
-            self._check(read_json(self.folder / MANIFEST)["settings"])
+            self._check(read_manifest(self.folder)["settings"])
 
     def begin(self) -> None:
         """Writes an unfinished manifest, unless the folder is complete as it is; one process does this before others
@@ -147,7 +147,7 @@ class Maker:
         """
         self.check()
         path = self.folder / MANIFEST
-        manifest = read_json(path) if path.is_file() else None
+        manifest = read_manifest(self.folder) if path.is_file() else None
         if manifest is not None:
             before = manifest["settings"]["count"]
             if before == self.count:
@@ -161,7 +161,7 @@ class Maker:
 
     def missing(self) -> list[int]:
         """The shards still to be made: those that are not there, and those whose checksum is not the manifest's."""
-        known = read_json(self.folder / MANIFEST)["shards"]
+        known = read_manifest(self.folder)["shards"]
         return [shard for shard in self.shards if not self._good(shard_name(shard), known)]
 
     def finish(self) -> None:
@@ -178,7 +178,9 @@ class Maker:
             if name != "count" and old.get(name) != self.settings.get(name)
         )
         if changed:
-            raise ConfigError(f"'{self.folder}' was made with other settings ({changed}); choose another folder")
+            raise ConfigError(
+                f"'{self.folder}' was made with other settings ({changed}); ask for the same or choose another folder"
+            )
         if old["count"] > self.count:
             raise ConfigError(
                 f"'{self.folder}' holds {old['count']} samples, {self.count} are asked for; ask for {old['count']} or "

@@ -79,10 +79,11 @@ class LatentsData(L.LightningDataModule):
         if self.trainer is not None and self.trainer.state.fn != "fit":
             return  # validation compares with drawn images
         self.check()
-        self._compare(LatentsDataset.read_settings(self.folder) if (Path(self.folder) / MANIFEST).is_file() else {})
         if self.teacher in backbones.TINY:
             maker = self.maker(backbones.load(self.teacher), self.folder, self.generation)
             make_here(maker, f"{maker.what} of {self.teacher}")
+        else:
+            self._compare(LatentsDataset.read_settings(self.folder))
 
     def setup(self, stage: str) -> None:
         if stage == "fit":

@@ -24,6 +24,21 @@ def shard_name(index: int) -> str:
     return f"shard-{index:06d}.arrow"
 
 
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """What a folder says of itself: `settings`, whether it is `complete`, and the checksums of its `shards`.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
+    try:
+        return read_json(Path(folder) / MANIFEST)
+    except ValueError as error:
+        raise ConfigError(
+            f"'{Path(folder) / MANIFEST}' is damaged; remove it and make the folder again by the same command: "
+            "the shards that are there are kept"
+        ) from error
+
+
 def write_shard(path: Path, tensors: dict[str, Tensor], prompts: list[str]) -> None:
     """Writes N rows as one Arrow file, whole or not at all.
 
@@ -111,4 +126,4 @@ class LatentsDataset:
     def _manifest(folder: str | Path) -> dict[str, Any]:
         if not (Path(folder) / MANIFEST).is_file():
             raise ConfigError(f"there are no latents at '{folder}': it has no {MANIFEST}")
-        return read_json(Path(folder) / MANIFEST)
+        return read_manifest(folder)

@@ -171,14 +171,15 @@ class RunMonitor(L.Callback):
 
     def __init__(self, every: int = 20):
         self.every = every
-        self._since, self._images = time.perf_counter(), 0
+        self._since, self._images, self._batches = time.perf_counter(), 0, 0
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
-        self._since, self._images = time.perf_counter(), 0
+        self._since, self._images, self._batches = time.perf_counter(), 0, 0
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._images += len(batch["prompts"]) * trainer.world_size
-        if (batch_idx + 1) % self.every:
+        self._batches += 1  # over epochs, which may be shorter
+        if self._batches % self.every:
             return
         now = time.perf_counter()
         module.log("images/s", self._images / (now - self._since), prog_bar=True)

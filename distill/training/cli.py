@@ -31,11 +31,25 @@ set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 REFUSED = (ValueError, MisconfigurationException, ModuleNotFoundError)  # how constructors refuse their arguments
 
 
+OTHERS = {  # options of Lightning's Trainer: how they stay, and what does it for two players
+    "accumulate_grad_batches": (1, "model.accumulate"),
+    "gradient_clip_val": (None, "model.student_clip and model.critic_clip"),
+}
+
+
 class RecipeParser(LightningArgumentParser):
     """Turns what is wrong with a recipe into one sentence."""
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         raise ConfigError(message)
+
+
+class SaveRecipe(SaveConfigCallback):
+    """Keeps the recipe of a run beside its scalars; measuring a run does not replace it."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
 
 
 class DistillCLI(LightningCLI):
@@ -48,7 +62,7 @@ class DistillCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             seed_everything_default=0,
-            save_config_callback=SaveConfigCallback,
+            save_config_callback=SaveRecipe,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"parser_mode": "omegaconf+"},
             trainer_defaults={"use_distributed_sampler": False},
@@ -66,6 +80,10 @@ class DistillCLI(LightningCLI):
         trainer = self.config[self.subcommand].trainer
         strategy = getattr(trainer.strategy, "class_path", trainer.strategy)
         parallel.check_names(str(strategy), str(trainer.precision))
+        if self.config[self.subcommand].model.class_path == f"{DistillModule.__module__}.{DistillModule.__name__}":
+            for name, (usual, other) in OTHERS.items():
+                if trainer[name] != usual:
+                    raise ConfigError(f"trainer.{name} is for one optimizer, and here are two players; set {other}")
         checkpoint = self.config[self.subcommand].ckpt_path
         if checkpoint is None and self.subcommand != "fit":
             raise ConfigError(f"distill {self.subcommand} measures a checkpoint; give --ckpt_path CHECKPOINT")

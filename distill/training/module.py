@@ -95,6 +95,11 @@ class DistillModule(L.LightningModule):
                 f"a weight that is {BALANCED} follows the terms whose weight is a number, and there is none; give one "
                 "of model.strategies a number"
             )
+        if not all(decay is None or 0 <= decay < 1 for decay in (ema, target_ema)):
+            raise ConfigError(
+                f"a moving average's decay is a number from 0 to below 1, or null for none; got model.ema={ema}, "
+                f"model.target_ema={target_ema}"
+            )
         if min(accumulate, critic_updates, patience) < 1:
             raise ConfigError("model.accumulate, model.critic_updates and model.patience must be 1 or more")
         if student_init not in ("teacher", "random") and not Path(student_init).exists():

@@ -242,3 +242,16 @@ def test_what_a_recipe_says_of_latents_that_are_there_is_told_to_be_unused(sd3_f
 
 def test_one_process_of_all_nodes_makes_what_is_missing(sd3_folder: Path, sd3_latents: Path) -> None:
     assert not LatentsData(str(sd3_latents), str(sd3_folder)).prepare_data_per_node
+
+
+def test_a_damaged_manifest_gets_a_sentence(whole: Path, sd3_folder: Path, tmp_path: Path) -> None:
+    """Which, followed, leads back to the folder as it was."""
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(whole), str(folder)], check=True)
+    (folder / "manifest.json").write_text("{")
+    for ask in (maker(sd3_folder, folder).begin, lambda: LatentsDataset(folder)):
+        with pytest.raises(ConfigError, match="manifest.json' is damaged; remove it and make the folder again by the"):
+            ask()
+    (folder / "manifest.json").unlink()
+    make_here(maker(sd3_folder, folder), "latents")
+    assert shards(folder) == shards(whole)

@@ -10,9 +10,11 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.cli import SaveConfigCallback
 
 from distill.data.loading import GlobalBatchSampler, ResumableLoader
-from distill.training.callbacks import Checkpoint, UpdatesBar
+from distill.training.callbacks import Checkpoint, RunMonitor, UpdatesBar
+from distill.training.cli import SaveRecipe
 
 
 class ShardedTrainer:
@@ -179,3 +181,22 @@ def test_epochs_without_an_end_have_none() -> None:
     for epochs, words in ((-1, "Epoch 3"), (8, "Epoch 3/7")):
         bar._trainer = SimpleNamespace(max_epochs=epochs)  # type: ignore[assignment]
         assert bar._get_train_description(3).strip() == words
+
+
+def test_speed_is_told_where_epochs_are_short() -> None:
+    monitor, told = RunMonitor(every=3), []
+    module = SimpleNamespace(log=lambda name, value, **_: told.append(name))
+    trainer: Any = SimpleNamespace(world_size=1, optimizers=[])
+    monitor.on_train_start(trainer, module)
+    for batch in (0, 1, 0, 1, 0, 1):
+        monitor.on_train_batch_end(trainer, module, None, {"prompts": ["a red ring"]}, batch)
+    assert told.count("images/s") == 2
+
+
+def test_measuring_a_run_leaves_its_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[str] = []
+    monkeypatch.setattr(SaveConfigCallback, "setup", lambda self, trainer, module, stage: saved.append(stage))
+    callback = SaveRecipe(None, None)  # type: ignore[arg-type]
+    for stage in ("fit", "validate", "test"):
+        callback.setup(None, None, stage)  # type: ignore[arg-type]
+    assert saved == ["fit"]
