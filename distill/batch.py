@@ -10,12 +10,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-Cond = dict[
-    str, Tensor
-]  # conditioning tensors, each [B, ...]; every backbone gives "text" [B, L, D] and "pooled" [B, P]
-
-
-Gradient = dict[str, Tensor]  # at the leaves of a sample, "x0" and "pixels", as far as they were used
+# Conditioning tensors, each [B, ...]; every backbone gives "text" [B, L, D] and "pooled" [B, P].
+Cond = dict[str, Tensor]
+# At the leaves of a sample, "x0" and "pixels", as far as they were used.
+Gradient = dict[str, Tensor]
 
 
 def no_autocast(device: torch.device) -> torch.autocast:
@@ -64,10 +62,15 @@ class Draws:
         generator = torch.Generator(self.device).manual_seed(self._key(purpose, "all"))
         return torch.rand(shape, generator=generator, device=self.device)
 
+    def generators(self, purpose: str) -> list[torch.Generator]:
+        """One generator per sample, B in all, for code that draws by itself, such as a sampler between its steps."""
+        samples = range(self.first, self.first + self.size)
+        return [torch.Generator(self.device).manual_seed(self._key(purpose, sample)) for sample in samples]
+
     def _each(self, purpose: str, shape: tuple[int, ...], fill: Callable[..., Tensor]) -> Tensor:
-        generator, numbers = torch.Generator(self.device), torch.empty(self.size, *shape, device=self.device)
-        for sample, row in enumerate(numbers.unbind(), self.first):
-            fill(row, generator=generator.manual_seed(self._key(purpose, sample)))
+        numbers = torch.empty(self.size, *shape, device=self.device)
+        for row, generator in zip(numbers.unbind(), self.generators(purpose), strict=True):
+            fill(row, generator=generator)
         return numbers
 
     def _key(self, purpose: str, sample: int | str) -> int:

@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     except ConfigError as error:
         _fail(str(error))
     except OSError as error:  # a full disk, a file in a folder's place, damaged weights: the place says what to do
-        _fail(str(error).splitlines()[0])
+        _fail(" ".join(str(error).split()) or type(error).__name__)
 
 
 def sample(

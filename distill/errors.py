@@ -27,10 +27,8 @@ def parsers_sentence(message: str) -> str:
     message = re.sub(r"<class '(?:[^']*\.)?(\w+)'>", r"\1", _innermost(message))
     message = " ".join(message.split())
     key = (re.match(r'Parser key "([^"]+)"', message) or ["", ""])[1]
-    if key and (option := re.search(r"Option '([^']+)' is not accepted", message)):
-        return f"{key} has no option '{option[1]}'; --print_config and --help show those it has"
-    if key and (nested := re.search(r"NestedArg\(key='([^']+)'", message)):
-        return f"{key} has no option '{nested[1]}'; --print_config and --help show those it has"
+    if key and (unknown := re.search(r"Option '([^']+)' is not accepted|NestedArg\(key='([^']+)'", message)):
+        return f"{key} has no option '{unknown[1] or unknown[2]}'; --print_config and --help show those it has"
     own = "give the name of one of this package or the import path of your own, such as my_module.MyClass"
     if key and (unknown := re.search(r"Expected a dot import path string: (\S+)", message)):
         return f"{key}: there is no class '{unknown[1]}'; {own}"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from distill import backbones
-from distill.backbones.base import Backbone
 from distill.data.loading import batches
 from distill.diffusion.sampling import own_noise
 from distill.errors import ConfigError
@@ -82,7 +81,7 @@ def open_painter(
     """
     backbone = backbones.load(name, dtype)
     pipeline = backbone.pipeline(**backbone.unchecked).to(pick_device(device))
-    return _painter(backbone, pipeline, steps, guidance, solver)
+    return _painter(backbone.path, pipeline, dict(backbone.call), backbone.calls, steps, guidance, solver)
 
 
 def open_student_painter(
@@ -106,32 +105,35 @@ def open_student_painter(
     from distill.export import load_student
 
     student = load_student(checkpoint)
-    pipeline = student.pipeline(**student.backbone.unchecked).to(pick_device(device))
-    if not student.calls:
-        return _painter(student.backbone, pipeline, steps, guidance, solver)
-    if (guidance, solver) != (None, None):
-        raise ConfigError(f"the student of '{checkpoint}' has its own guidance and solver; leave both out")
-    if str(steps or 1) not in student.calls:
-        raise ConfigError(f"'{checkpoint}' samples in {', '.join(student.calls)} steps, not in {steps}")
-    pipeline.set_progress_bar_config(disable=True)
-    return Painter(pipeline, student.calls[str(steps or 1)], teacher=student.facts["teacher"])
+    backbone = student.backbone
+    pipeline = student.pipeline(**backbone.unchecked).to(pick_device(device))
+    call, calls = (student.calls["1"], student.calls) if student.calls else (dict(backbone.call), backbone.calls)
+    painter = _painter(checkpoint, pipeline, call, calls, steps, guidance, solver)
+    return replace(painter, teacher=student.facts["teacher"])
 
 
 def _painter(
-    backbone: Backbone, pipeline: Any, steps: int | None, guidance: float | None, solver: str | None
+    name: str,
+    pipeline: Any,
+    call: dict[str, Any],
+    calls: dict[str, dict[str, Any]],
+    steps: int | None,
+    guidance: float | None,
+    solver: str | None,
 ) -> Painter:
-    pipeline.set_progress_bar_config(disable=True)
+    """What `call` says, changed as asked; of a few-step student, whose `calls` say how each number of steps is made,
+    only the steps can be."""
+    if calls and (guidance, solver) != (None, None):
+        raise ConfigError(f"the student '{name}' has its own guidance and solver; leave both out")
+    if calls and steps is not None and str(steps) not in calls:
+        raise ConfigError(f"'{name}' samples in {', '.join(calls)} steps, not in {steps}")
     if solver:
         pipeline.scheduler = backbones.solver(solver, pipeline.scheduler)
-    if backbone.calls and (guidance, solver) != (None, None):
-        raise ConfigError(f"the student '{backbone.path}' has its own guidance and solver; leave both out")
-    call = dict(backbone.call)
     if steps is not None:
-        if backbone.calls and str(steps) not in backbone.calls:
-            raise ConfigError(f"'{backbone.path}' samples in {', '.join(backbone.calls)} steps, not in {steps}")
-        call |= backbone.calls.get(str(steps), {"num_inference_steps": steps})
+        call = {**call, **calls.get(str(steps), {"num_inference_steps": steps})}
     if guidance is not None:
-        call["guidance_scale"] = guidance
+        call = {**call, "guidance_scale": guidance}
+    pipeline.set_progress_bar_config(disable=True)
     return Painter(pipeline, call)
 
 

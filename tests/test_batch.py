@@ -51,6 +51,15 @@ def test_like_has_the_shape_of_its_model_in_float32():
     assert torch.equal(drawn, draws(3).normal("noise", 4, 5, 6))
 
 
+def test_generators_are_one_per_sample_and_as_independent():
+    drawn = [torch.rand(64, generator=generator) for generator in draws(4, first=2).generators("sampler")]
+    assert torch.equal(torch.stack(drawn[1:]), torch.stack([
+        torch.rand(64, generator=generator) for generator in draws(3, first=3).generators("sampler")
+    ]))  # fmt: skip
+    other = [torch.rand(64, generator=generator) for generator in draws(4, first=2, seed=1).generators("sampler")]
+    assert not any(torch.equal(one, two) for one in drawn for two in other), "another seed repeats no sample's noise"
+
+
 def test_every_one_of_the_seed_parts_is_told_apart():
     keys = [Draws(1, 11, 0, 1, CPU), Draws(11, 1, 0, 1, CPU), Draws(1, 1, 10, 1, CPU), Draws(1, 1, 1, 1, CPU)]
     assert len({key.uniform("x").item() for key in keys}) == 4

@@ -64,6 +64,15 @@ def diffusion2gan_run(sd_folder: Path, sd_pairs: Path, tmp_path_factory: pytest.
     return folder
 
 
+@pytest.fixture(scope="module")
+def consistency_run(sd_folder: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("consistency_run")
+    sizes = {"data__source": pictures, "data__height": 32, "data__width": 32}
+    main(fit_arguments("consistency_sd15.yaml", sd_folder, None, folder, trainer__max_steps=3, **sizes))
+    main(["export", "--checkpoint", str(folder / "checkpoints" / "last.ckpt"), "--output", str(folder / "student")])
+    return folder
+
+
 @pytest.mark.parametrize(
     ("method", "script", "steps", "levels"),
     [
@@ -72,6 +81,7 @@ def diffusion2gan_run(sd_folder: Path, sd_pairs: Path, tmp_path_factory: pytest.
         ("add_run", SD, 1, [999]),
         ("add_run", SD, 4, [999, 749, 499, 249]),
         ("diffusion2gan_run", SD, 1, [999]),
+        ("consistency_run", SD, 4, [999, 759, 499, 259]),
     ],
 )
 def test_stock_diffusers_paints_what_sample_paints(

@@ -229,7 +229,7 @@ class TeacherLatents(Maker):
     def noise(self, indices: list[int], device: torch.device) -> Tensor:
         """What the samples begin with, `[N, C, h, w]`; a function of the seed and each index."""
         shape = self.backbone.latent_shape(self.generation.height, self.generation.width)
-        return Draws(self.generation.seed, 0, indices[0], len(indices), device).normal("generate/noise", *shape)
+        return self._draws(indices, device).normal("generate/noise", *shape)
 
     def solve(self, prompts: list[str], noise: Tensor, indices: list[int]) -> Tensor:
         """The teacher's latents for N prompts from `noise`; guidance doubles the batch of a call, not the calls.
@@ -240,7 +240,7 @@ class TeacherLatents(Maker):
         size = {side: getattr(settings, side) for side in ("height", "width") if getattr(settings, side)}
         call = {**self.backbone.call, "num_inference_steps": settings.steps, "guidance_scale": settings.guidance}
         noise, pipeline = noise.to(self.backbone.dtype), self.pipeline(noise.device)
-        generators = [torch.Generator(noise.device).manual_seed(settings.seed + index) for index in indices]
+        generators = self._draws(indices, noise.device).generators("generate/between steps")
         with own_noise(pipeline.scheduler, generators), torch.no_grad():
             return pipeline(prompts, latents=noise, output_type="latent", **size, **call).images
 
@@ -257,6 +257,9 @@ class TeacherLatents(Maker):
     def solver(self) -> str | None:
         """The scheduler in place of the pipeline's own."""
         return self.generation.solver
+
+    def _draws(self, indices: list[int], device: torch.device) -> Draws:
+        return Draws(self.generation.seed, 0, indices[0], len(indices), device)
 
     def _prompts(self, indices: list[int]) -> list[str]:
         if self.lines is None:

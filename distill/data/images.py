@@ -6,7 +6,6 @@ import io
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
@@ -102,7 +101,7 @@ class EncodedImages(Maker):
             return {"x0": self.autoencoder.to(device).encode(batch["pixels"].to(device))}, batch["prompts"]
 
 
-class ImagesData(L.LightningDataModule):
+class ImagesData(loading.SharedFolders):
     """Captioned real images for training, encoded on the fly or once.
 
     Args:
@@ -132,7 +131,6 @@ class ImagesData(L.LightningDataModule):
         teacher: str | None = None,
     ):
         super().__init__()
-        self.prepare_data_per_node = False  # nodes share their folders; one process makes what is missing
         if encoded and not teacher:
             raise ConfigError("data.encoded needs data.teacher, the pipeline whose autoencoder encodes the images")
         self.source, self.size, self.split, self.caption = source, (height, width), split, caption

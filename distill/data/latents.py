@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -19,7 +18,7 @@ from distill.data.shards import MANIFEST, LatentsDataset
 from distill.errors import ConfigError
 
 
-class LatentsData(L.LightningDataModule):
+class LatentsData(loading.SharedFolders):
     """Latents a teacher made, for training; drawn images to compare with, for validation.
 
     Args:
@@ -49,7 +48,6 @@ class LatentsData(L.LightningDataModule):
         reference: int = 0,
     ):
         super().__init__()
-        self.prepare_data_per_node = False  # nodes share their folders; one process makes what is missing
         self.folder, self.teacher, self.generation = folder, teacher, generation
         self.batch_size, self.seed, self.workers = batch_size, seed, workers
         self.reference = ShapesDataset(reference, seed=1)
@@ -162,7 +160,7 @@ class PairsData(LatentsData):
             )
 
 
-class EncodedShapesData(L.LightningDataModule):
+class EncodedShapesData(loading.SharedFolders):
     """Drawn images as latents of a pipeline's autoencoder, encoded once; what the tiny teachers are trained on.
 
     Args:
@@ -184,7 +182,6 @@ class EncodedShapesData(L.LightningDataModule):
         seed: int = 0,
     ):
         super().__init__()
-        self.prepare_data_per_node = False  # nodes share their folders; one process makes what is missing
         self.folder, self.teacher, self.count, self.drop_prompts = folder, teacher, count, drop_prompts
         self.batch_size, self.seed = batch_size, seed
 

@@ -13,6 +13,14 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from distill.errors import ConfigError
 
 
+class SharedFolders(L.LightningDataModule):
+    """Data in a folder that all nodes share: one process makes what is missing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prepare_data_per_node = False
+
+
 class BatchedDataset(Protocol):
     """A data set that answers a list of indices with one collated batch: a dict of tensors `[B, ...]` and lists."""
 

@@ -300,7 +300,8 @@ class DistillModule(L.LightningModule):
 
     def _student_turn(self, sample: Sample, batch: Batch, step: int, updates: bool) -> None:
         assert self.student is not None
-        named, numbered = self._named(), {}  # type: ignore[var-annotated]
+        named = self._named()
+        numbered: Gradient = {}
         for index in sorted(range(len(named)), key=lambda index: named[index][1].weight == BALANCED):
             name, strategy = named[index]
             loss = strategy.student_loss(sample, batch, step)

@@ -240,10 +240,6 @@ def test_what_a_recipe_says_of_latents_that_are_there_is_told_to_be_unused(sd3_f
         data.prepare_data()
 
 
-def test_one_process_of_all_nodes_makes_what_is_missing(sd3_folder: Path, sd3_latents: Path) -> None:
-    assert not LatentsData(str(sd3_latents), str(sd3_folder)).prepare_data_per_node
-
-
 def test_a_damaged_manifest_gets_a_sentence(whole: Path, sd3_folder: Path, tmp_path: Path) -> None:
     """Which, followed, leads back to the folder as it was."""
     folder = tmp_path / "copy"

@@ -3,7 +3,9 @@ from typing import Any
 import pytest
 from lightning.fabric.utilities.data import _set_sampler_epoch
 
-from distill.data.loading import GlobalBatchSampler, batches, loader
+from distill.data.images import ImagesData
+from distill.data.latents import EncodedShapesData, LatentsData
+from distill.data.loading import GlobalBatchSampler, SharedFolders, batches, loader
 from distill.errors import ConfigError
 
 
@@ -35,6 +37,14 @@ def test_any_number_of_ranks_deals_the_same_global_batches(ranks, shuffle, epoch
 
     shares = zip(*(deal(rank, ranks) for rank in range(ranks)), strict=True)
     assert [sum(parts, []) for parts in shares] == deal(0, 1)
+
+
+def test_one_process_of_all_nodes_makes_what_is_missing() -> None:
+    """Of all data that can be missing."""
+    assert not any(
+        data.prepare_data_per_node for data in (SharedFolders(), LatentsData("", ""), EncodedShapesData("", ""))
+    )
+    assert not ImagesData("").prepare_data_per_node
 
 
 def test_an_epoch_deals_every_sample_at_most_once_and_drops_the_last_incomplete_batch():
