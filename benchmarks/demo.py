@@ -45,7 +45,8 @@ def main() -> None:
 def paint(painters: dict[str, Painter], path: Path) -> None:
     """One row per cell, the same prompts and noise in each column."""
     prompts = shapes.captions(seed=3, indices=range(12))
-    save_png(grid(torch.cat([painter(prompts) for painter in painters.values()]), columns=12, scale=3), path)
+    rows = torch.cat([painter(prompts) for painter in painters.values()])
+    save_png(grid(rows, columns=12, scale=3, rows=list(painters)), path)
     path.with_suffix(".txt").write_text("\n".join(prompts) + "\n")
 
 
@@ -61,7 +62,7 @@ def report(metrics: dict[str, dict[str, float]], run: Path) -> None:
     print(f"\n{'':12}{'fid_shapes':>12}{'alignment':>12}{'s / image':>12}")
     for cell, values in metrics.items():
         print(f"{cell:12}{values['fid_shapes']:12.1f}{values['alignment']:12.3f}{values['seconds_per_image']:12.5f}")
-    print(f"\nrows of the grid: {', '.join(metrics)}; its prompts are in {run / 'grid.txt'}")
+    print(f"\nthe prompts of the grid are in {run / 'grid.txt'}")
     for what, where in (
         ("images", "grid.png"),
         ("metrics", "metrics.json"),

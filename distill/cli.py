@@ -28,6 +28,9 @@ Turns a slow diffusion pipeline into a 1-4 step one.
 `distill COMMAND --help` lists a command's options."""
 
 
+FEW = 5000  # images; the papers' protocols begin here
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs one command; a mistake of the user's ends in one sentence and exit code 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -66,7 +69,7 @@ def sample(
 
     Args:
         pipeline: shipped pipeline, folder or hub id.
-        output: folder for 00000.png, ..., grid.png and prompts.txt.
+        output: folder for 00000.png, ..., grid.png and prompts.txt, in place of an earlier call's.
         prompt: one, or several as '["a red ring", "a blue square"]'.
         prompts: a text file with one prompt per line, or another set: see `distill.data.prompts`.
         steps: of the sampler; what the pipeline's folder says if not given.
@@ -82,13 +85,12 @@ def sample(
 
     from distill.data.prompts import given_prompts
     from distill.errors import at_least_one
-    from distill.inference import grid, open_painter, save_png
+    from distill.inference import grid, open_painter, save_png, save_samples
 
     at_least_one(steps=steps, batch_size=batch_size, columns=columns, scale=scale)
     lines = given_prompts(prompt, prompts)
     images = open_painter(pipeline, steps, guidance, solver, device)(lines, seed, batch_size)
-    for index, image in enumerate(images):
-        save_png(image, Path(output) / f"{index:05d}.png")
+    save_samples(images, output, "prompts.txt")
     save_png(grid(images, columns, scale), Path(output) / "grid.png")
     (Path(output) / "prompts.txt").write_text("\n".join(lines) + "\n")
     print(f"{len(images)} images and their grid are in {output}")
@@ -156,6 +158,9 @@ def evaluate(
             painter, read_prompts(prompts), reference, samples, seed, batch_size, inception, tower, pick_device(device)
         )
     print(json.dumps(values, indent=2))
+    if samples < FEW:
+        note = f"distances of {samples} images are larger than those of many; compare with the same number only"
+        print(f"distill: {note}", file=sys.stderr)
     if output:
         save_json(values, output)
 
@@ -400,7 +405,8 @@ def _function(function: Callable[..., None]) -> Callable[[str, list[str]], None]
 def _call(function: Callable[..., None], command: str, arguments: list[str]) -> None:
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(prog=f"distill {command}", description=(function.__doc__ or "").split("\n")[0])
+    description = (function.__doc__ or "").split("\n")[0]
+    parser = ArgumentParser(prog=f"distill {command}", description=description, allow_abbrev=False)
     parser.error = _fail  # type: ignore[method-assign,assignment]
     parser.add_argument("--config", action="config", help="a YAML file with these options")
     parser.add_function_arguments(function, as_positional=False)

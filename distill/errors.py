@@ -26,6 +26,11 @@ def parsers_sentence(message: str) -> str:
     """What jsonargparse found wrong with the innermost option, without the types it tried; others' as they are."""
     message = re.sub(r"<class '(?:[^']*\.)?(\w+)'>", r"\1", _innermost(message))
     message = " ".join(message.split())
+    within = re.match(r'Parser key "([^"]+)": Problem with given class_path \S+ Parser key "([^"]+)": (.*)', message)
+    if within:
+        message = f'Parser key "{within[1]}.{within[2]}": {within[3]}'
+    if strange := re.match(r"unrecognized arguments: (\S+)", message):
+        return f"there is no option {strange[1]}; --help shows those there are"
     key = (re.match(r'Parser key "([^"]+)"', message) or ["", ""])[1]
     if key and (unknown := re.search(r"Option '([^']+)' is not accepted|NestedArg\(key='([^']+)'", message)):
         return f"{key} has no option '{unknown[1] or unknown[2]}'; --print_config and --help show those it has"
@@ -40,7 +45,8 @@ def parsers_sentence(message: str) -> str:
     tried = tried or re.search(r"Expected a (\w+)\. Got value: (.*)", message)
     if not key or not tried:
         return message
-    accepted = [name for name in tried[1].split(", ") if name != "NoneType"]
+    named = re.sub(r"typing\.Literal\[(.*?)\]", lambda literal: literal[1].replace("'", ""), tried[1])
+    accepted = [name for name in dict.fromkeys(named.split(", ")) if name != "NoneType"]
     return f"{key} is {' or '.join(accepted)}, and {tried[2]!r} is none"
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -152,12 +153,41 @@ def pick_device(device: str) -> torch.device:
         raise ConfigError(f"there is no device '{device}' ({reason}); choose auto, cpu, cuda or cuda:1") from error
 
 
-def grid(images: Tensor, columns: int, scale: int = 1) -> Tensor:
-    """Images `[N, 3, H, W]` as one picture, `columns` in a row, each pixel enlarged `scale` times."""
+def grid(images: Tensor, columns: int, scale: int = 1, rows: Sequence[str] = ()) -> Tensor:
+    """Images `[N, 3, H, W]` as one picture, `columns` in a row, each pixel enlarged `scale` times; `rows` names the
+    rows, at their left."""
     from torchvision.utils import make_grid
 
     enlarged = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    return make_grid(enlarged, nrow=columns, padding=2 * scale, pad_value=1.0)
+    picture = make_grid(enlarged, nrow=columns, padding=2 * scale, pad_value=1.0)
+    return torch.cat([_names(rows, picture.shape[1]), picture], dim=2) if rows else picture
+
+
+def _names(rows: Sequence[str], height: int) -> Tensor:
+    """A white strip `[3, height, width]` with a name in the middle of each row, as wide as the longest needs."""
+    from PIL import Image, ImageDraw, ImageFont
+    from torchvision.transforms.functional import to_tensor
+
+    font = ImageFont.load_default(min(16, max(8, height // len(rows) // 3)))
+    strip = Image.new("RGB", (8 + max(int(font.getlength(name)) for name in rows), height), "white")
+    for index, name in enumerate(rows):
+        middle = (strip.width - 4, height * (2 * index + 1) / (2 * len(rows)))
+        ImageDraw.Draw(strip).text(middle, name, fill="black", font=font, anchor="rm")
+    return to_tensor(strip)
+
+
+def save_samples(images: Tensor, folder: str | Path, listing: str) -> None:
+    """Writes pictures `[N, 3, H, W]` in [0, 1] as 00000.png and so on.
+
+    Where the file `listing`, which a command leaves beside them, tells of an earlier call, the rest of that call's
+    pictures are removed.
+    """
+    for index, image in enumerate(images):
+        save_png(image, Path(folder) / f"{index:05d}.png")
+    earlier = Path(folder).glob("[0-9]" * 5 + ".png") if (Path(folder) / listing).is_file() else []
+    for file in earlier:
+        if int(file.stem) >= len(images):
+            file.unlink()
 
 
 def save_png(image: Tensor, path: Any) -> None:

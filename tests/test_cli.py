@@ -179,6 +179,15 @@ def test_what_a_parser_found_wrong_is_one_sentence(capsys: pytest.CaptureFixture
         ),
         (fit_recipe("--model.inputs.levels", "LogitNrmal"), "there is no class 'LogitNrmal'"),
         (fit_recipe("--data", "ShapsData"), "data: there is no class 'ShapsData'"),
+        (fit_recipe("--trainer.max_step", "5"), "error: there is no option --trainer.max_step; --help shows"),
+        (
+            fit_recipe("--trainer.precision", "half"),
+            "error: trainer.precision is 64 or 32 or 16 or transformer-engine or",
+        ),
+        (
+            ["compare", "--entries", '[{"name": "a", "steps": 4}]'],
+            "error: entries.steps is list, and '4' is none",
+        ),
         (fit_recipe("--model.ema", "high"), "error: ema is float, and 'high' is none"),
         (fit_recipe("--data.batch_size", "many"), "error: batch_size is int, and 'many' is none"),
         (fit_recipe("--trainer.accelerator", "mps"), "MPS"),

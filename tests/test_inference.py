@@ -10,7 +10,7 @@ import torch
 
 from distill import backbones
 from distill.errors import ConfigError
-from distill.inference import Painter, open_painter, pick_device
+from distill.inference import Painter, grid, open_painter, pick_device, save_samples
 from tests.pipelines import safety_checker
 
 PROMPTS = ["a red ring", "a blue square", "a large green cross"]
@@ -53,6 +53,26 @@ def test_a_safety_checker_blackens_nothing_that_is_measured(sd_folder: Path, tmp
     assert backbone.pipeline()(PROMPTS[:1], num_inference_steps=1, output_type="pt").images.max() == 0
     painter = open_painter(str(tmp_path), 1, device="cpu")
     assert painter(PROMPTS).amax(dim=(1, 2, 3)).min() > 0 and painter.pipeline.safety_checker is None
+
+
+def test_rows_of_a_grid_are_named_at_their_left() -> None:
+    images = torch.rand(6, 3, 8, 8)
+    plain, named = grid(images, 3, 4), grid(images, 3, 4, ["teacher", "student"])
+    strip = named[:, :, : named.shape[2] - plain.shape[2]]
+    assert torch.equal(named[:, :, strip.shape[2] :], plain) and strip.shape[1] == plain.shape[1]
+    for half in strip.chunk(2, dim=1):
+        assert half.min() < 0.5 and (half[:, 0] == 1).all() and (half[:, -1] == 1).all(), "one name within each row"
+
+
+def test_samples_take_the_place_of_an_earlier_calls_and_of_nothing_else(tmp_path: Path) -> None:
+    images = torch.rand(3, 3, 4, 4)
+    (tmp_path / "00007.png").touch()
+    save_samples(images, tmp_path, "prompts.txt")
+    assert (tmp_path / "00007.png").is_file(), "not ours"
+    (tmp_path / "00007.png").unlink()
+    (tmp_path / "prompts.txt").touch()
+    save_samples(images[:1], tmp_path, "prompts.txt")
+    assert [file.name for file in tmp_path.glob("*.png")] == ["00000.png"]
 
 
 def test_devices_that_are_not_there_get_a_sentence() -> None:

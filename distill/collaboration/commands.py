@@ -15,7 +15,7 @@ from distill.collaboration.pipeline import KEPT, AdaptiveOutput, AdaptivePipelin
 from distill.data import shapes
 from distill.data.prompts import read_prompts
 from distill.files import written_whole
-from distill.inference import grid, open_painter, open_student_painter, pick_device, save_png
+from distill.inference import grid, open_painter, open_student_painter, pick_device, save_png, save_samples
 
 
 def open_pair(
@@ -82,8 +82,7 @@ def collaborate(
     """
     plan, folder = pair.plan(**how), Path(output)
     answer = seeded(pair, prompts, seed, batch_size=batch_size, **how)
-    for index, image in enumerate(answer.images):
-        save_png(image, folder / f"{index:05d}.png")
+    save_samples(answer.images, folder, "decisions.csv")
     save_decisions(answer, prompts, seed, folder / "decisions.csv")
     improved = sum(decision != KEPT for decision in answer.decisions)
     spent = sum(answer.steps) / len(prompts)
@@ -99,8 +98,9 @@ def collaborate(
         seeded(pair, shown, seed, threshold=threshold, **kept).images for threshold in (-float("inf"), float("inf"))
     )
     rows = torch.cat([teacher, student, answer.images[:compare]])
-    save_png(grid(rows, len(shown), scale), folder / "grid.png")
-    return f"{done}, and grid.png (rows: teacher at {plan.teacher_steps} steps, student, adaptive)"
+    names = [f"teacher, {plan.teacher_steps} steps", "student", "adaptive"]
+    save_png(grid(rows, len(shown), scale, names), folder / "grid.png")
+    return f"{done}, and grid.png"
 
 
 def save_decisions(answer: AdaptiveOutput, prompts: list[str], seed: int, path: Path) -> None:

@@ -358,13 +358,14 @@ def progress(maker: Maker, todo: list[int], title: str) -> Iterator[Advance]:
     """A progress bar over the samples of the shards `todo`, with samples per second and the time left."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    rate = TextColumn("{task.fields[rate]:.0f} " + f"{maker.what}/s")
+    rate = TextColumn("{task.fields[rate]}")
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn()
     with Progress(*columns, disable=not todo) as bar:
-        task = bar.add_task(title, total=sum(len(maker.samples(shard)) for shard in todo), rate=0.0)
+        task = bar.add_task(title, total=sum(len(maker.samples(shard)) for shard in todo), rate="")
 
         def advance(samples: int) -> None:
             bar.advance(task, samples)
-            bar.update(task, rate=bar.tasks[task].speed or 0.0)
+            done = bar.tasks[task]
+            bar.update(task, rate=f"{done.completed / (done.elapsed or 1e-9):.0f} {maker.what}/s")
 
         yield advance

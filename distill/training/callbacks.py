@@ -60,7 +60,8 @@ class SampleGrid(L.Callback):
         rows = [painter(self.prompts) for painter in painters(module, counts).values()]
         if not trainer.is_global_zero:
             return
-        picture = grid(torch.cat(rows), columns=len(self.prompts), scale=self.scale)
+        names = [f"{count} step{'s' * (count > 1)}" for count in counts]
+        picture = grid(torch.cat(rows), len(self.prompts), self.scale, names)
         folder = Path(self.folder or Path(trainer.default_root_dir) / "samples")
         save_png(picture, folder / f"step-{trainer.global_step:06d}.png")
         for logger in trainer.loggers:

@@ -64,7 +64,7 @@ class DistillCLI(LightningCLI):
             seed_everything_default=0,
             save_config_callback=SaveRecipe,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={"parser_mode": "omegaconf+"},
+            parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},
             trainer_defaults={"use_distributed_sampler": False},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
