@@ -61,6 +61,21 @@ def mean_logit(logits: Logits) -> Tensor:
     return torch.stack([head.detach().float().mean() for head in logits]).mean()
 
 
+def neighbours(size: int, device: torch.device) -> Tensor:
+    """Each sample's partner in the batch `[size]`, two by two; the last of an odd number takes the one before it.
+
+    Partners are on one process as long as each has an even share, so any number of processes pairs alike.
+    """
+    partners = torch.arange(size, device=device) ^ 1
+    partners[-1] = size - 2
+    return partners
+
+
+def pick(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    """Samples of `yes` `[B, ...]` where `mask` `[B]` holds, of `no` elsewhere."""
+    return torch.where(mask.view(-1, *[1] * (no.ndim - 1)), yes, no)
+
+
 def gradient_penalty(logits: Logits, inputs: list[Tensor]) -> Tensor:
     """R1 (arXiv 1801.04406, Eq. 9) at the `inputs` of each head: the squared norm of the gradient of a sample's summed
     logits, mean over the batch, summed over heads. Differentiable: needs a double backward through the heads.

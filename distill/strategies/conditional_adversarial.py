@@ -17,7 +17,9 @@ from distill.adversarial.gan import (
     finite_difference_penalty,
     gradient_penalty,
     mean_logit,
+    neighbours,
     per_sample,
+    pick,
 )
 from distill.adversarial.unet import conditional_critic
 from distill.backbones.base import Backbone
@@ -129,10 +131,10 @@ class ConditionalAdversarial(Strategy):
         """
         edges = torch.tensor(self.shares, device=x.device).cumsum(0)
         kind = torch.bucketize(batch.draws.uniform("conditional/mix"), edges, right=True)  # 0, 1, 2; 3 is the student's
-        other = _neighbours(len(x), x.device)
-        latents = _pick(kind == 0, batch.x0[other], _pick(kind < 3, batch.x0, x))
-        cond = {name: _pick(kind == 1, tensor[other], tensor) for name, tensor in batch.cond.items()}
-        return latents, _pick(kind == 2, noise[other], noise), cond
+        other = neighbours(len(x), x.device)
+        latents = pick(kind == 0, batch.x0[other], pick(kind < 3, batch.x0, x))
+        cond = {name: pick(kind == 1, tensor[other], tensor) for name, tensor in batch.cond.items()}
+        return latents, pick(kind == 2, noise[other], noise), cond
 
     def _penalty(self, real: Logits, near: Logits, batch: Batch, noise: Tensor) -> Tensor:
         """R1 of the first samples: from their logits and those of latents near by, or exactly, in a pass of its own."""
@@ -161,14 +163,3 @@ class ConditionalAdversarial(Strategy):
 def _joined(triples: list[Triples]) -> Triples:
     latents, noises, conds = zip(*triples, strict=True)
     return torch.cat(latents), torch.cat(noises), {n: torch.cat([cond[n] for cond in conds]) for n in conds[0]}
-
-
-def _neighbours(size: int, device: torch.device) -> Tensor:
-    """Each sample's partner, two by two; the last of an odd number takes the one before it."""
-    partners = torch.arange(size, device=device) ^ 1
-    partners[-1] = size - 2
-    return partners
-
-
-def _pick(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    return torch.where(mask.view(-1, *[1] * (no.ndim - 1)), yes, no)

@@ -16,7 +16,9 @@ from distill.adversarial.gan import (
     finite_difference_penalty,
     gradient_penalty,
     mean_logit,
+    neighbours,
     per_sample,
+    pick,
 )
 from distill.adversarial.heads import GridHead, HeadCondition, check_alone
 from distill.adversarial.taps import Taps
@@ -64,6 +66,11 @@ class LatentAdversarial(Strategy):
         blocks: the teacher's blocks that are read; all if not given (section 3).
         hidden: channels inside the heads; the teacher's width if not given.
         norm: `local_batch` as in StyleGAN-T, or `group` for batches of one.
+        mixed_latents: share of the critic's fakes that are real latents of another prompt, so that it has to look at
+            what belongs together; 0 in the paper. Diffusion2GAN's mix-and-match (arXiv 2405.05967, section 3.3).
+
+    Raises:
+        ConfigError: a share that is none.
     """
 
     def __init__(
@@ -75,8 +82,14 @@ class LatentAdversarial(Strategy):
         blocks: list[int] | None = None,
         hidden: int | None = None,
         norm: str = "local_batch",
+        mixed_latents: float = 0.0,
     ):
         super().__init__(weight)
+        if not 0 <= mixed_latents < 1:
+            raise ConfigError(
+                f"LatentAdversarial's mixed_latents is a share of the fakes, from 0 to below 1; got {mixed_latents}"
+            )
+        self.mixed_latents = mixed_latents
         self.levels, self.loss, self.r1 = levels or LogitNormal(1.0, 1.0), loss or Hinge(), r1
         self.blocks, self.hidden, self.norm = blocks, hidden, norm
 
@@ -90,6 +103,11 @@ class LatentAdversarial(Strategy):
             raise ConfigError(
                 "LatentAdversarial with norm=local_batch needs at least 2 samples per process, got 1; "
                 "raise data.batch_size or set norm=group"
+            )
+        if batch_size < 2 and self.mixed_latents:
+            raise ConfigError(
+                "LatentAdversarial with mixed_latents needs at least 2 samples per process, got 1; raise "
+                "data.batch_size or set mixed_latents to 0"
             )
 
     def student_loss(self, sample: Sample, batch: Batch, step: int) -> Tensor:
@@ -105,7 +123,7 @@ class LatentAdversarial(Strategy):
         real_noise = batch.draws.like("ladd/critic/real", batch.x0)
         fake_noise = batch.draws.like("ladd/critic/fake", batch.x0)
         with torch.no_grad():  # the teacher reads; only the heads learn
-            both = torch.cat([batch.x0, sample.x0.detach()])
+            both = torch.cat([batch.x0, self._mix(sample.x0.detach(), batch)])
             twice = {name: torch.cat([tensor, tensor]) for name, tensor in batch.cond.items()}
             x_t = self.process.add_noise(both, t.repeat(2), torch.cat([real_noise, fake_noise]))
             features = [feature.chunk(2) for feature in self.taps(x_t, t.repeat(2), twice)]
@@ -119,6 +137,13 @@ class LatentAdversarial(Strategy):
                 terms["r1"] = self._penalty(real, real_features, batch, t, real_noise)
         self.report = {"real": mean_logit(real), "fake": mean_logit(fake)}
         return terms
+
+    def _mix(self, x0: Tensor, batch: Batch) -> Tensor:
+        """The fakes: the student's, some replaced by the real latents of another prompt."""
+        if not self.mixed_latents:
+            return x0
+        replaced = batch.draws.uniform("ladd/critic/mix") < self.mixed_latents
+        return pick(replaced, batch.x0[neighbours(len(x0), x0.device)], x0)
 
     def check_judging(self) -> None:
         check_alone(self.norm, type(self).__name__)

@@ -75,6 +75,25 @@ def test_the_critic_sees_real_and_fake_at_one_level_under_independent_noise():
     assert abs(_correlation(real, fake)) < 0.1
 
 
+def test_some_fakes_are_real_latents_of_another_prompt():
+    game, plain = Game(mixed_latents=0.5), Game()
+    for each in (game, plain):
+        each.strategy.critic_loss(each.sample, each.batch, 0)
+    (t,), (x_t,), (before,) = game.calls.t, game.calls.x_t, plain.calls.x_t
+    replaced = game.batch.draws.uniform("ladd/critic/mix") < 0.5
+    assert 0 < replaced.sum() < B
+    fakes = torch.where(replaced[:, None, None, None], game.batch.x0[[1, 0, 3, 2]], game.sample.x0.detach())
+    noise = _noise_in(before[B:], plain.sample.x0.detach(), t[B:])
+    torch.testing.assert_close(x_t[B:], game.teacher.process.add_noise(fakes, t[B:], noise), atol=1e-4, rtol=1e-4)
+    assert torch.equal(x_t[:B], before[:B]), "the real ones stay"
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_a_share_of_mixed_fakes_leaves_some_to_the_student(share):
+    with pytest.raises(ConfigError, match=f"is a share of the fakes, from 0 to below 1; got {share}"):
+        LatentAdversarial(mixed_latents=share)
+
+
 def test_the_student_is_judged_under_noise_of_its_own():
     game = Game()
     game.strategy.critic_loss(game.sample, game.batch, 0)
