@@ -81,10 +81,8 @@ class Draws:
 class SameDraws(Draws):
     """One sample's numbers for all of the batch, wherever they stand in it: for judging rather than training."""
 
-    def _each(self, purpose: str, shape: tuple[int, ...], fill: Callable[..., Tensor]) -> Tensor:
-        row = torch.empty(shape, device=self.device)
-        fill(row, generator=torch.Generator(self.device).manual_seed(self._key(purpose, 0)))
-        return row.expand(self.size, *shape)
+    def generators(self, purpose: str) -> list[torch.Generator]:
+        return [torch.Generator(self.device).manual_seed(self._key(purpose, 0)) for _ in range(self.size)]
 
 
 @dataclass

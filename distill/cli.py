@@ -28,9 +28,6 @@ Turns a slow diffusion pipeline into a 1-4 step one.
 `distill COMMAND --help` lists a command's options."""
 
 
-FEW = 5000  # images; the papers' protocols begin here
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Runs one command; a mistake of the user's ends in one sentence and exit code 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -90,9 +87,8 @@ def sample(
     at_least_one(steps=steps, batch_size=batch_size, columns=columns, scale=scale)
     lines = given_prompts(prompt, prompts)
     images = open_painter(pipeline, steps, guidance, solver, device)(lines, seed, batch_size)
-    save_samples(images, output, "prompts.txt")
+    save_samples(images, lines, output)
     save_png(grid(images, columns, scale), Path(output) / "grid.png")
-    (Path(output) / "prompts.txt").write_text("\n".join(lines) + "\n")
     print(f"{len(images)} images and their grid are in {output}")
 
 
@@ -158,7 +154,7 @@ def evaluate(
             painter, read_prompts(prompts), reference, samples, seed, batch_size, inception, tower, pick_device(device)
         )
     print(json.dumps(values, indent=2))
-    if samples < FEW:
+    if samples < 2000:
         note = f"distances of {samples} images are larger than those of many; compare with the same number only"
         print(f"distill: {note}", file=sys.stderr)
     if output:
@@ -285,7 +281,7 @@ def collaborate(
     Args:
         student: exported folder, hub id, or a checkpoint of `distill fit`.
         teacher: shipped pipeline, folder or hub id.
-        output: folder for 00000.png, ..., decisions.csv and grid.png (rows: teacher, student, adaptive).
+        output: folder for 00000.png, ..., prompts.txt, decisions.csv and grid.png (rows: teacher, student, adaptive).
         judge: as in `distill calibrate`.
         calibration: the file `distill calibrate` wrote.
         prompt: one, or several as '["a red ring", "a blue square"]'.

@@ -42,11 +42,11 @@ def parsers_sentence(message: str) -> str:
         path = "; a module of your own has to be on PYTHONPATH" if "No module named" in broken[2] else ""
         return f"{key}: the class '{broken[1]}' cannot be had ({broken[2]}); {own}{path}"
     tried = re.search(r"Union subtypes Subtypes: \[(.*?)\] Errors: .* Given value type: .*? Given value: (.*)", message)
-    tried = tried or re.search(r"Expected a (\w+)\. Got value: (.*)", message)
+    tried = tried or re.search(r"Expected a (typing\.Literal\[.*?\]|\w+)\. Got value: (.*)", message)
     if not key or not tried:
         return message
     named = re.sub(r"typing\.Literal\[(.*?)\]", lambda literal: literal[1].replace("'", ""), tried[1])
-    accepted = [name for name in dict.fromkeys(named.split(", ")) if name != "NoneType"]
+    accepted = [name for name in dict.fromkeys(re.split(r", (?![^\[]*\])", named)) if name != "NoneType"]
     return f"{key} is {' or '.join(accepted)}, and {tried[2]!r} is none"
 
 

@@ -154,10 +154,11 @@ def pick_device(device: str) -> torch.device:
 
 
 def grid(images: Tensor, columns: int, scale: int = 1, rows: Sequence[str] = ()) -> Tensor:
-    """Images `[N, 3, H, W]` as one picture, `columns` in a row, each pixel enlarged `scale` times; `rows` names the
-    rows, at their left."""
+    """Images `[N, 3, H, W]` as one picture, `columns` in a row, each pixel enlarged `scale` times; `rows` names each
+    row, at its left."""
     from torchvision.utils import make_grid
 
+    assert not rows or len(rows) == -(-len(images) // columns), "a name for each row"
     enlarged = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     picture = make_grid(enlarged, nrow=columns, padding=2 * scale, pad_value=1.0)
     return torch.cat([_names(rows, picture.shape[1]), picture], dim=2) if rows else picture
@@ -168,7 +169,7 @@ def _names(rows: Sequence[str], height: int) -> Tensor:
     from PIL import Image, ImageDraw, ImageFont
     from torchvision.transforms.functional import to_tensor
 
-    font = ImageFont.load_default(min(16, max(8, height // len(rows) // 3)))
+    font = ImageFont.load_default(min(48, max(8, height // len(rows) // 6)))
     strip = Image.new("RGB", (8 + max(int(font.getlength(name)) for name in rows), height), "white")
     for index, name in enumerate(rows):
         middle = (strip.width - 4, height * (2 * index + 1) / (2 * len(rows)))
@@ -176,18 +177,18 @@ def _names(rows: Sequence[str], height: int) -> Tensor:
     return to_tensor(strip)
 
 
-def save_samples(images: Tensor, folder: str | Path, listing: str) -> None:
-    """Writes pictures `[N, 3, H, W]` in [0, 1] as 00000.png and so on.
+def save_samples(images: Tensor, prompts: list[str], folder: str | Path) -> None:
+    """Writes pictures `[N, 3, H, W]` in [0, 1] as 00000.png and so on, with their N prompts in prompts.txt.
 
-    Where the file `listing`, which a command leaves beside them, tells of an earlier call, the rest of that call's
-    pictures are removed.
+    Of an earlier call into the same folder, whose prompts.txt says how many it painted, nothing is left.
     """
+    listing = Path(folder) / "prompts.txt"
+    before = len(listing.read_text().splitlines()) if listing.is_file() else 0
     for index, image in enumerate(images):
         save_png(image, Path(folder) / f"{index:05d}.png")
-    earlier = Path(folder).glob("[0-9]" * 5 + ".png") if (Path(folder) / listing).is_file() else []
-    for file in earlier:
-        if int(file.stem) >= len(images):
-            file.unlink()
+    for index in range(len(images), before):
+        (Path(folder) / f"{index:05d}.png").unlink(missing_ok=True)
+    listing.write_text("\n".join(prompts) + "\n")
 
 
 def save_png(image: Tensor, path: Any) -> None:

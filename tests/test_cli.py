@@ -95,7 +95,9 @@ def test_interpolation_sees_overrides(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().out.count("teacher: other\n") == 2  # model's own, and data's through ${}
 
 
-def test_generate_export_sample_evaluate(sd3_folder: Path, sd3_latents: Path, tmp_path: Path) -> None:
+def test_generate_export_sample_evaluate(
+    sd3_folder: Path, sd3_latents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     made = tmp_path / "latents"
     main(
         ["generate", "latents", "--teacher", str(sd3_folder), "--output", str(made), "--count", "64", "--steps", "2"]
@@ -122,6 +124,7 @@ def test_generate_export_sample_evaluate(sd3_folder: Path, sd3_latents: Path, tm
         + ["--device", "cpu", "--batch_size", "32"]
     )
     assert 0 <= json.loads(values.read_text())["alignment"] <= 1
+    assert "distances of 64 images are larger than those of many" in capsys.readouterr().err
 
 
 def test_steps_a_student_was_not_trained_for(

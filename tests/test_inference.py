@@ -67,12 +67,10 @@ def test_rows_of_a_grid_are_named_at_their_left() -> None:
 def test_samples_take_the_place_of_an_earlier_calls_and_of_nothing_else(tmp_path: Path) -> None:
     images = torch.rand(3, 3, 4, 4)
     (tmp_path / "00007.png").touch()
-    save_samples(images, tmp_path, "prompts.txt")
-    assert (tmp_path / "00007.png").is_file(), "not ours"
-    (tmp_path / "00007.png").unlink()
-    (tmp_path / "prompts.txt").touch()
-    save_samples(images[:1], tmp_path, "prompts.txt")
-    assert [file.name for file in tmp_path.glob("*.png")] == ["00000.png"]
+    save_samples(images, PROMPTS, tmp_path)
+    save_samples(images[:1], PROMPTS[:1], tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["00000.png", "00007.png", "prompts.txt"]
+    assert (tmp_path / "prompts.txt").read_text() == PROMPTS[0] + "\n"
 
 
 def test_devices_that_are_not_there_get_a_sentence() -> None:

@@ -82,7 +82,7 @@ def collaborate(
     """
     plan, folder = pair.plan(**how), Path(output)
     answer = seeded(pair, prompts, seed, batch_size=batch_size, **how)
-    save_samples(answer.images, folder, "decisions.csv")
+    save_samples(answer.images, prompts, folder)
     save_decisions(answer, prompts, seed, folder / "decisions.csv")
     improved = sum(decision != KEPT for decision in answer.decisions)
     spent = sum(answer.steps) / len(prompts)

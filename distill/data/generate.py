@@ -365,7 +365,7 @@ def progress(maker: Maker, todo: list[int], title: str) -> Iterator[Advance]:
 
         def advance(samples: int) -> None:
             bar.advance(task, samples)
-            done = bar.tasks[task]
-            bar.update(task, rate=f"{done.completed / (done.elapsed or 1e-9):.0f} {maker.what}/s")
+            if speed := bar.tasks[task].speed:
+                bar.update(task, rate=f"{speed:.3g} {maker.what}/s")
 
         yield advance

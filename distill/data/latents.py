@@ -14,7 +14,7 @@ from distill import backbones
 from distill.data import loading
 from distill.data.generate import EncodedShapes, Generation, PairGeneration, TeacherLatents, TeacherPairs, make_here
 from distill.data.shapes_data import ShapesDataset
-from distill.data.shards import MANIFEST, LatentsDataset
+from distill.data.shards import MANIFEST, LatentsDataset, read_manifest
 from distill.errors import ConfigError
 
 
@@ -25,7 +25,8 @@ class LatentsData(loading.SharedFolders):
         folder: where the latents are, or go.
         teacher: the pipeline that made them; checked against the folder's manifest.
         generation: how they are made. A shipped tiny teacher's missing latents are made on the spot; for any other the
-            error names the command that makes them.
+            error names the command that makes them. A finished folder that was made otherwise is used as it is, and
+            told of.
         batch_size: samples of one batch over all processes.
         seed: of their order.
         workers: loader processes.
@@ -77,7 +78,7 @@ class LatentsData(loading.SharedFolders):
         if self.trainer is not None and self.trainer.state.fn != "fit":
             return  # validation compares with drawn images
         self.check()
-        if self.teacher in backbones.TINY:
+        if self.teacher in backbones.TINY and not self._whole_and_other():
             maker = self.maker(backbones.load(self.teacher), self.folder, self.generation)
             make_here(maker, f"{maker.what} of {self.teacher}")
         else:
@@ -110,10 +111,20 @@ class LatentsData(loading.SharedFolders):
                 f"{self._command()}"
             )
 
+    def _whole_and_other(self) -> bool:
+        """Whether the folder is finished, and not by what the recipe says of the making."""
+        if not (Path(self.folder) / MANIFEST).is_file():
+            return False
+        manifest = read_manifest(self.folder)
+        return manifest["complete"] and bool(self._others(manifest["settings"]))
+
+    def _others(self, made: dict[str, Any]) -> list[str]:
+        asked = {k: v for k, v in asdict(self.generation).items() if k not in ("count", "shard_size", "batch_size")}
+        return [f"{k}={made[k]}, not {v}" for k, v in asked.items() if made.get(k, v) != v]
+
     def _compare(self, made: dict[str, Any]) -> None:
         """Tells what the recipe says of the making of latents that are there and were made otherwise."""
-        asked = {k: v for k, v in asdict(self.generation).items() if k not in ("count", "shard_size", "batch_size")}
-        if other := [f"{k}={made[k]}, not {v}" for k, v in asked.items() if made.get(k, v) != v]:
+        if other := self._others(made):
             rank_zero_warn(
                 f"the {self.maker.what} at '{self.folder}' were made with {', '.join(other)} as data.generation says; "
                 "they are used as they are"

@@ -66,8 +66,9 @@ class LatentAdversarial(Strategy):
         blocks: the teacher's blocks that are read; all if not given (section 3).
         hidden: channels inside the heads; the teacher's width if not given.
         norm: `local_batch` as in StyleGAN-T, or `group` for batches of one.
-        mixed_latents: share of the critic's fakes that are real latents of another prompt, so that it has to look at
-            what belongs together; 0 in the paper. Diffusion2GAN's mix-and-match (arXiv 2405.05967, section 3.3).
+        mixed_latents: share of the critic's fakes that are its neighbour's real latents in the batch, so that it has to
+            look at what belongs to a prompt; 0 in the paper. Diffusion2GAN's mix-and-match (arXiv 2405.05967, section
+            3.3). It draws the student to what sets its prompt apart, as guidance does, the more the larger the share.
 
     Raises:
         ConfigError: a share that is none.
@@ -123,7 +124,8 @@ class LatentAdversarial(Strategy):
         real_noise = batch.draws.like("ladd/critic/real", batch.x0)
         fake_noise = batch.draws.like("ladd/critic/fake", batch.x0)
         with torch.no_grad():  # the teacher reads; only the heads learn
-            both = torch.cat([batch.x0, self._mix(sample.x0.detach(), batch)])
+            own, fakes = self._mix(sample.x0.detach(), batch)
+            both = torch.cat([batch.x0, fakes])
             twice = {name: torch.cat([tensor, tensor]) for name, tensor in batch.cond.items()}
             x_t = self.process.add_noise(both, t.repeat(2), torch.cat([real_noise, fake_noise]))
             features = [feature.chunk(2) for feature in self.taps(x_t, t.repeat(2), twice)]
@@ -135,15 +137,15 @@ class LatentAdversarial(Strategy):
             terms = {"game": self.loss.critic(real, fake)}
             if pays:
                 terms["r1"] = self._penalty(real, real_features, batch, t, real_noise)
-        self.report = {"real": mean_logit(real), "fake": mean_logit(fake)}
+        self.report = {"real": mean_logit(real), "fake": mean_logit([head[own] for head in fake])}
         return terms
 
-    def _mix(self, x0: Tensor, batch: Batch) -> Tensor:
-        """The fakes: the student's, some replaced by the real latents of another prompt."""
+    def _mix(self, x0: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The fakes: the student's where the first answer `[B]` holds, elsewhere a neighbour's real latents."""
         if not self.mixed_latents:
-            return x0
-        replaced = batch.draws.uniform("ladd/critic/mix") < self.mixed_latents
-        return pick(replaced, batch.x0[neighbours(len(x0), x0.device)], x0)
+            return torch.ones(len(x0), dtype=torch.bool, device=x0.device), x0
+        own = batch.draws.uniform("ladd/critic/mix") >= self.mixed_latents
+        return own, pick(own, x0, batch.x0[neighbours(len(x0), x0.device)])
 
     def check_judging(self) -> None:
         check_alone(self.norm, type(self).__name__)

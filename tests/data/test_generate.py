@@ -24,6 +24,7 @@ from distill.data.generate import (
 )
 from distill.data.latents import LatentsData, PairsData
 from distill.data.shards import LatentsDataset
+from distill.diffusion.sampling import own_noise
 from distill.errors import ConfigError
 from tests.runs import command, environment
 
@@ -214,6 +215,25 @@ def test_latents_of_a_sampler_with_noise_are_the_same_again(sd_folder: Path, tmp
     assert (made[0] - made[1]).abs().max() < 5e-3 * made[0].abs().max()
 
 
+def test_the_noise_between_steps_is_that_of_the_seed_and_the_sample(
+    sd_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No sample of a folder gets that of another sample, or of another folder's."""
+    from distill.data import generate
+
+    given: list[int] = []
+
+    def watched(scheduler: Any, generators: list[torch.Generator]) -> Any:
+        given.extend(generator.initial_seed() for generator in generators)
+        return own_noise(scheduler, generators)
+
+    monkeypatch.setattr(generate, "own_noise", watched)
+    for seed in (0, 1):
+        one = maker(sd_folder, tmp_path / str(seed), solver=ANCESTRAL, seed=seed, steps=1, count=4, batch_size=2)
+        one.solve(["a red ring"] * 4, one.noise([0, 1, 2, 3], torch.device("cpu")), [0, 1, 2, 3])
+    assert len(given) == len(set(given)) == 8
+
+
 def test_one_side_alone_is_a_size(sdxl_folder: Path, tmp_path: Path) -> None:
     """The network is told the size that it paints."""
     generation = Generation(count=1, steps=1, width=64, batch_size=1)
@@ -238,6 +258,22 @@ def test_what_a_recipe_says_of_latents_that_are_there_is_told_to_be_unused(sd3_f
     data = LatentsData(str(sd3_latents), str(sd3_folder), Generation(guidance=25.0, batch_size=3))
     with pytest.warns(UserWarning, match="were made with .*guidance=3.0, not 25.0 as data.generation says; they are"):
         data.prepare_data()
+
+
+def test_a_finished_folder_of_a_shipped_teacher_is_used_as_it_is(tmp_path: Path) -> None:
+    """What `distill generate` made otherwise than the recipe says is neither refused nor added to."""
+    made = Generation(count=4, steps=1, guidance=2.0, shard_size=4, batch_size=4)
+    make_here(TeacherLatents(backbones.load("tiny-sd3"), tmp_path, made), "latents")
+    before = (tmp_path / "manifest.json").read_text()
+    data = LatentsData(str(tmp_path), "tiny-sd3", Generation(count=8, steps=1, guidance=1.75, shard_size=4))
+    with pytest.warns(
+        UserWarning, match="were made with guidance=2.0, not 1.75 as data.generation says; they are used"
+    ):
+        data.prepare_data()
+    assert (tmp_path / "manifest.json").read_text() == before
+    make_here(TeacherLatents(backbones.load("tiny-sd3"), tmp_path, dataclasses.replace(made, count=5)), "latents")
+    LatentsData(str(tmp_path), "tiny-sd3", dataclasses.replace(made, count=6)).prepare_data()
+    assert len(LatentsDataset(tmp_path)) == 6, "made by the same settings, it grows to what is asked"
 
 
 def test_a_damaged_manifest_gets_a_sentence(whole: Path, sd3_folder: Path, tmp_path: Path) -> None:

@@ -75,17 +75,26 @@ def test_the_critic_sees_real_and_fake_at_one_level_under_independent_noise():
     assert abs(_correlation(real, fake)) < 0.1
 
 
-def test_some_fakes_are_real_latents_of_another_prompt():
+def test_mixed_fakes_are_the_neighbours_real_latents_under_the_prompt_as_it_was():
     game, plain = Game(mixed_latents=0.5), Game()
     for each in (game, plain):
         each.strategy.critic_loss(each.sample, each.batch, 0)
-    (t,), (x_t,), (before,) = game.calls.t, game.calls.x_t, plain.calls.x_t
-    replaced = game.batch.draws.uniform("ladd/critic/mix") < 0.5
-    assert 0 < replaced.sum() < B
-    fakes = torch.where(replaced[:, None, None, None], game.batch.x0[[1, 0, 3, 2]], game.sample.x0.detach())
+    (t,), (x_t,), (cond,), (before,) = game.calls.t, game.calls.x_t, game.calls.cond, plain.calls.x_t
+    own, fakes = game.strategy._mix(game.sample.x0.detach(), game.batch)
     noise = _noise_in(before[B:], plain.sample.x0.detach(), t[B:])
     torch.testing.assert_close(x_t[B:], game.teacher.process.add_noise(fakes, t[B:], noise), atol=1e-4, rtol=1e-4)
     assert torch.equal(x_t[:B], before[:B]), "the real ones stay"
+    assert all(torch.equal(cond[name][B:], given) for name, given in game.batch.cond.items())
+    many, batch = torch.randn(7, *game.batch.x0.shape[1:]), tiny.batch(7)
+    own, fakes = LatentAdversarial(mixed_latents=0.9999)._mix(many, batch)
+    assert not own.any() and torch.equal(fakes, batch.x0[[1, 0, 3, 2, 5, 4, 5]])
+    own, fakes = LatentAdversarial(mixed_latents=0.5)._mix(many, batch)
+    assert 0 < own.sum() < 7 and torch.equal(fakes[own], many[own])
+
+
+def test_mixing_needs_two_samples():
+    with pytest.raises(ConfigError, match="with mixed_latents needs at least 2 samples per process, got 1"):
+        LatentAdversarial(norm="group", mixed_latents=0.5).check(1)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])
