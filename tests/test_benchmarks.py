@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.runs import ROOT
+from distill.cli import main
+from tests.runs import ROOT, checkpoint, fit_arguments
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -39,6 +40,20 @@ def test_plain_sum_of_adds_terms_moves_the_student_as_ours(tmp_path: Path) -> No
             add_step.one(options, name)
         weights.append(torch.cat([p.detach().flatten() for p in kept[0].student.parameters()]))
     torch.testing.assert_close(weights[0], weights[1], atol=2e-5, rtol=0)
+
+
+def test_areas_of_a_critic_are_those_of_the_runs_own(sd3_folder: Path, sd3_latents: Path, tmp_path: Path) -> None:
+    import critic_auc
+    import torch
+
+    main(fit_arguments("ladd_sd3.yaml", sd3_folder, sd3_latents, tmp_path, trainer__max_steps=1))
+    last = str(tmp_path / "checkpoints" / "last.ckpt")
+    table = critic_auc.areas(last, str(sd3_latents), count=16, seed=0)
+    assert list(table) == list(critic_auc.LEVELS) and all(0 <= value <= 1 for pair in table.values() for value in pair)
+    held = checkpoint(tmp_path)["state_dict"]
+    found = critic_auc.Critic(last).strategy.critic.state_dict()
+    assert all(torch.equal(tensor, held[f"strategies.0.critic.{name}"]) for name, tensor in found.items())
+    assert critic_auc.area(torch.tensor([3.0, 1.0]), torch.tensor([2.0, 0.0])) == 0.75
 
 
 def test_results_page_is_what_the_files_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ class CriticJudge:
         self.spec, self.device = f"critic:{checkpoint}@{found}", torch.device(device)
         self.backbone = backbones.load(facts["teacher"], schedule=facts.get("schedule"))
         self.teacher = Frozen(backbones.load(facts["teacher"]).denoiser())
-        index, self.strategy = _first_that_judges(strategies or _strategies(facts, checkpoint), checkpoint)
+        index, self.strategy = _first_that_judges(strategies or strategies_of(facts, checkpoint), checkpoint)
         self.strategy.configure(self.backbone, self.teacher)
         prefix = f"strategies.{index}.critic."
         trained = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
@@ -77,7 +77,7 @@ def _digest(weights: dict[str, Tensor]) -> str:
     return found.hexdigest()[:10]
 
 
-def _strategies(facts: dict[str, Any], checkpoint: str) -> list[Strategy]:
+def strategies_of(facts: dict[str, Any], checkpoint: str) -> list[Strategy]:
     """The strategies of a run as its recipe says, not yet configured."""
     from jsonargparse import ArgumentParser
 
