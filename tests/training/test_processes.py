@@ -33,7 +33,8 @@ COMPARED = {
              "gradient_at_sample/LatentAdversarial", *NORMS),
     "add": ("student/PixelAdversarial", "student/ScoreDistillation", "critic/PixelAdversarial/game",
             "critic/PixelAdversarial/r1", "gradient_at_sample/PixelAdversarial", *NORMS),
-    "diffusion2gan": ("student/PerceptualRegression", "student/ConditionalAdversarial", "weight/ConditionalAdversarial",
+    "diffusion2gan": ("student/PerceptualRegression_0", "student/PerceptualRegression_1",
+                      "student/ConditionalAdversarial", "weight/ConditionalAdversarial",
                       "critic/ConditionalAdversarial/game", "critic/ConditionalAdversarial/r1",
                       "gradient_at_sample/ConditionalAdversarial", *NORMS),
     "consistency": ("student/ConsistencyDistillation", "gradient_at_sample/ConsistencyDistillation",
@@ -59,13 +60,15 @@ def method(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         if request.param == "ladd":
             return fit_arguments("ladd_sd3.yaml", get("sd3_folder"), get("sd3_latents"), folder, **options)
         if request.param == "diffusion2gan":
-            # R1 of each process's first sample would be another loss on two of them; a finite difference of a tiny step
-            # is rounding; and a pool over what was cut out picks one of equals, by rounding too.
+            # R1 of each process's first sample would be another loss on two of them, and a finite difference of a tiny
+            # step is rounding. The perceptual loss is compared and moves nothing: its gradient is 1 / length where
+            # features are all but dead, and rounding decides there.
             penalty = {"class_path": "ApproximateR1", "init_args": {"sigma": 0.1, "every": 1}}
             critic = {"class_path": "ConditionalAdversarial", "init_args": {"r1": penalty, "r1_samples": 16}}
-            settings = {"weights": str(get("latent_lpips")), "changes": "c"}
+            smooth = {"class_path": "PerceptualRegression", "init_args": {"distance": "pseudo_huber"}}
+            settings = {"weights": str(get("latent_lpips")), "weight": 0.0}
             metric = {"class_path": "PerceptualRegression", "init_args": settings}
-            terms = {"model__strategies": json.dumps([metric, critic])}
+            terms = {"model__strategies": json.dumps([smooth, metric, critic])}
             return fit_arguments(
                 "diffusion2gan_sd15.yaml", get("sd_folder"), get("sd_pairs"), folder, **terms, **options
             )
@@ -91,9 +94,7 @@ def test_two_processes_train_as_one(strategy: dict, method: Method, tmp_path: Pa
     one, two = logged(method.alone), logged(tmp_path)
     for name in COMPARED[method.name]:
         assert len(two[name]) == 5
-        loss = name.startswith("student/") and name not in NORMS or name.endswith("/game")
-        kinks = method.name == "diffusion2gan" and not loss  # of the perceptual network's pools, where rounding decides
-        assert two[name] == pytest.approx(one[name], rel=1e-2 if kinks else 1e-4), name
+        assert two[name] == pytest.approx(one[name], rel=1e-4), name
     start = load_student(method.alone / "checkpoints" / "last.ckpt", raw=True).backbone.denoiser().state_dict()
     trained = [
         load_student(run / "checkpoints" / "last.ckpt", raw=True).denoiser.state_dict()
