@@ -140,10 +140,10 @@ class LatentAdversarial(Strategy):
         self.report = {"real": mean_logit(real), "fake": mean_logit([head[own] for head in fake])}
         return terms
 
-    def _mix(self, x0: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The fakes: the student's where the first answer `[B]` holds, elsewhere a neighbour's real latents."""
+    def _mix(self, x0: Tensor, batch: Batch) -> tuple[Tensor | slice, Tensor]:
+        """Which fakes are the student's, a mask `[B]` or all, and the fakes: elsewhere a neighbour's real latents."""
         if not self.mixed_latents:
-            return torch.ones(len(x0), dtype=torch.bool, device=x0.device), x0
+            return slice(None), x0
         own = batch.draws.uniform("ladd/critic/mix") >= self.mixed_latents
         return own, pick(own, x0, batch.x0[neighbours(len(x0), x0.device)])
 
