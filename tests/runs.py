@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import csv
+import multiprocessing
 import os
+import pkgutil
+import socket
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
+import distill as package
 from distill.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -42,8 +49,68 @@ def fit_arguments(recipe: str, teacher: Path, latents: Path | None, folder: Path
 
 
 def distill(arguments: list[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    """`distill` as a user runs it, in a process of its own."""
-    return subprocess.run(command(arguments), capture_output=True, text=True, timeout=300, env=environment(), **kwargs)
+    """`distill` as a user runs it."""
+    command = [sys.executable, "-m", "distill", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment(), **kwargs)
+
+
+class Forked:
+    """`distill` in fresh processes, forked from one that only imported it: a start takes no seconds of imports.
+
+    Several `ranks`, as many as the arguments' devices, find one another by the environment, as Lightning has it where
+    something else has started them. The processes end with this one.
+    """
+
+    _context = multiprocessing.get_context("forkserver")
+    _context.set_forkserver_preload([module.name for module in pkgutil.walk_packages(package.__path__, "distill.")])
+
+    def __init__(self, arguments: list[str], ranks: int = 1) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+        places = [shared | {"LOCAL_RANK": str(rank)} for rank in range(ranks)] if ranks > 1 else [{}]
+        self.processes = [
+            self._context.Process(
+                target=_run, args=(arguments, environment() | place, Path(self.folder.name, str(rank))), daemon=True
+            )
+            for rank, place in enumerate(places)
+        ]
+        with mock.patch.dict(os.environ, environment()):  # the server's, which the first start starts
+            for process in self.processes:
+                process.start()
+
+    @property
+    def ended(self) -> bool:
+        return not any(process.is_alive() for process in self.processes)
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+    def wait(self, seconds: float = 300) -> tuple[list[int | None], str]:
+        """The exit code of each process, and what all wrote; a process that does not end is killed."""
+        until = time.monotonic() + seconds
+        for process in self.processes:
+            process.join(max(0.0, until - time.monotonic()))
+        self.kill()
+        said = "".join(path.read_text() for path in sorted(Path(self.folder.name).iterdir()))
+        return [process.exitcode for process in self.processes], said
+
+
+def _run(arguments: list[str], variables: dict[str, str], output: Path) -> None:
+    os.environ.update(variables)
+    with output.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    main(arguments)
+
+
+def forked(arguments: list[str], ranks: int = 1) -> None:
+    """Runs `distill` in processes of its own, which must end well."""
+    codes, said = Forked(arguments, ranks).wait()
+    assert not any(codes), said[-2000:]
 
 
 def mistake(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
@@ -54,10 +121,6 @@ def mistake(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("distill: error: ")]
     assert len(lines) == 1
     return lines[0]
-
-
-def command(arguments: list[str]) -> list[str]:
-    return [sys.executable, "-m", "distill", *arguments]
 
 
 def environment() -> dict[str, str]:

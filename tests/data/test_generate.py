@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -26,7 +25,7 @@ from distill.data.latents import LatentsData, PairsData
 from distill.data.shards import LatentsDataset
 from distill.diffusion.sampling import own_noise
 from distill.errors import ConfigError
-from tests.runs import command, environment
+from tests.runs import Forked, distill, forked
 
 SETTINGS = Generation(count=40, steps=2, guidance=3.0, shard_size=8, batch_size=4)
 
@@ -79,14 +78,11 @@ def test_killed_generation_continues_to_the_same_result(whole: Path, sd3_folder:
     arguments = ["generate", "latents", "--teacher", str(sd3_folder), "--output", str(tmp_path), "--count", "40"]
     arguments += ["--steps", "2", "--guidance", "3.0", "--shard_size", "8", "--batch_size", "4"]
     arguments += ["--accelerator", "cpu", "--devices", "1"]
-    process = subprocess.Popen(
-        command(arguments), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    run = Forked(arguments)
     while not list(tmp_path.glob("shard-*")):
-        assert process.poll() is None
+        assert not run.ended
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    run.kill()
     left = len(list(tmp_path.glob("shard-*")))
     assert left < 5, "the kill came too late to test anything"
     main(arguments)
@@ -94,17 +90,15 @@ def test_killed_generation_continues_to_the_same_result(whole: Path, sd3_folder:
 
 
 def test_two_processes_share_the_work(whole: Path, sd3_folder: Path, tmp_path: Path) -> None:
-    arguments = command(
-        ["generate", "latents", "--teacher", str(sd3_folder), "--output", str(tmp_path), "--count", "40"]
-        + ["--steps", "2", "--guidance", "3.0", "--shard_size", "8", "--batch_size", "4", "--accelerator", "cpu"]
-        + ["--devices", "2"]
-    )
-    subprocess.run(arguments, env=environment(), check=True, capture_output=True)
+    arguments = ["generate", "latents", "--teacher", str(sd3_folder), "--output", str(tmp_path), "--count", "40"]
+    arguments += ["--steps", "2", "--guidance", "3.0", "--shard_size", "8", "--batch_size", "4"]
+    arguments += ["--accelerator", "cpu", "--devices", "2"]
+    assert distill(arguments).returncode == 0
     assert shards(tmp_path) == shards(whole)
-    other = subprocess.run([*arguments, "--guidance", "5.0"], env=environment(), capture_output=True, text=True)
-    assert other.returncode == 2 and "made with other settings" in other.stderr, "both processes stop"
+    codes, said = Forked([*arguments, "--guidance", "5.0"], ranks=2).wait()
+    assert codes[0] == 2 and all(codes) and "made with other settings" in said, "both processes stop"
     (tmp_path / "shard-000002.arrow").unlink()  # fewer shards left than processes
-    subprocess.run(arguments, env=environment(), check=True, capture_output=True)
+    forked(arguments, ranks=2)
     assert shards(tmp_path) == shards(whole)
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import signal
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ import torch
 
 from distill.export import load_student
 from distill.files import read_json
-from tests.runs import checkpoint, command, distill, environment, fit_arguments, logged, mistake
+from tests.runs import Forked, checkpoint, distill, fit_arguments, forked, logged, mistake
 
 FSDP2 = {
     "trainer__devices": 2,
@@ -82,15 +80,13 @@ def method(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         return fit_arguments("add_sd21.yaml", get("sd_folder"), None, folder, **terms, **sizes, **options)
 
     folder = tmp_path_factory.mktemp("alone")
-    run = distill(arguments(folder, trainer__max_steps=5))  # its own process: what ran before in this one can round
-    assert run.returncode == 0, run.stderr[-2000:]
+    forked(arguments(folder, trainer__max_steps=5))  # its own process: what ran before in this one can round
     return Method(request.param, arguments, folder)
 
 
 @pytest.mark.parametrize("strategy", [DDP, FSDP2], ids=["ddp", "fsdp2"])
 def test_two_processes_train_as_one(strategy: dict, method: Method, tmp_path: Path) -> None:
-    run = distill(method.arguments(tmp_path, **{"trainer__max_steps": 5, **strategy}))
-    assert run.returncode == 0, run.stderr[-2000:]
+    forked(method.arguments(tmp_path, **{"trainer__max_steps": 5, **strategy}), ranks=2)
     one, two = logged(method.alone), logged(tmp_path)
     for name in COMPARED[method.name]:
         assert len(two[name]) == 5
@@ -111,14 +107,19 @@ def test_two_processes_train_as_one(strategy: dict, method: Method, tmp_path: Pa
 
 
 def test_recipe_as_it_is_under_fsdp2(sd3_folder: Path, sd3_latents: Path, tmp_path: Path) -> None:
-    """bf16-mixed, a bfloat16 teacher, grids while sharded, and a resume: what the recipe does on many GPUs."""
+    """bf16-mixed, a bfloat16 teacher, grids while sharded, and a resume: what the recipe does on many GPUs.
+
+    Lightning starts the second process of the first run.
+    """
     options = {**FSDP2, "trainer__precision": "bf16-mixed", "model__teacher_dtype": "bfloat16", "samples__every": 1}
-    for steps in (1, 2):
-        arguments = fit_arguments(
-            "ladd_sd3.yaml", sd3_folder, sd3_latents, tmp_path, trainer__max_steps=steps, **options
-        )
-        run = distill([*arguments, "--ckpt_path", "last"])
-        assert run.returncode == 0, run.stderr[-2000:]
+
+    def arguments(steps: int) -> list[str]:
+        shrunk = fit_arguments("ladd_sd3.yaml", sd3_folder, sd3_latents, tmp_path, trainer__max_steps=steps, **options)
+        return [*shrunk, "--ckpt_path", "last"]
+
+    run = distill(arguments(1))
+    assert run.returncode == 0, run.stderr[-2000:]
+    forked(arguments(2), ranks=2)
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["step-000001.png", "step-000002.png"]
     assert load_student(tmp_path / "checkpoints" / "last.ckpt").facts["steps"] == 2
     assert logged(tmp_path)["step"] == [2], "the second run began anew"
@@ -130,8 +131,7 @@ def test_transformer_critic_pays_a_finite_difference_sharded(sd3_folder: Path, s
     terms = [{"class_path": "PerceptualRegression", "init_args": {"distance": "mse"}},
              {"class_path": "ConditionalAdversarial", "init_args": {"r1": penalty}}]  # fmt: skip
     options = {**FSDP2, "model__strategies": json.dumps(terms)}
-    run = distill(fit_arguments("diffusion2gan_sd15.yaml", sd3_folder, sd3_pairs, tmp_path, **options))
-    assert run.returncode == 0, run.stderr[-2000:]
+    forked(fit_arguments("diffusion2gan_sd15.yaml", sd3_folder, sd3_pairs, tmp_path, **options), ranks=2)
     assert all(value > 0 for value in logged(tmp_path)["critic/ConditionalAdversarial/r1"])
 
 
@@ -139,26 +139,25 @@ def test_exact_r1_of_a_sharded_critic_is_refused(sd_folder: Path, sd_pairs: Path
     terms = [{"class_path": "PerceptualRegression", "init_args": {"distance": "mse"}},
              {"class_path": "ConditionalAdversarial", "init_args": {"r1": "ExactR1"}}]  # fmt: skip
     options = {**FSDP2, "model__strategies": json.dumps(terms)}
-    run = distill(fit_arguments("diffusion2gan_sd15.yaml", sd_folder, sd_pairs, tmp_path, **options))
-    assert run.returncode == 2
-    assert "cannot train a sharded critic" in run.stderr and "set r1 to ApproximateR1" in run.stderr
+    run = Forked(fit_arguments("diffusion2gan_sd15.yaml", sd_folder, sd_pairs, tmp_path, **options), ranks=2)
+    codes, said = run.wait()
+    assert codes[0] == 2 and all(codes)
+    assert "cannot train a sharded critic" in said and "set r1 to ApproximateR1" in said
 
 
 def test_killed_run_continues_bit_for_bit(method: Method, tmp_path: Path) -> None:
     options = {"trainer__max_steps": 20, "checkpoint__every_n_train_steps": 3}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert distill(method.arguments(whole, **options)).returncode == 0
+    forked(method.arguments(whole, **options))
     arguments = [*method.arguments(killed, **options), "--ckpt_path", "last"]
-    process = subprocess.Popen(
-        command(arguments), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    run = Forked(arguments)
     while not (killed / "checkpoints" / "last.ckpt").exists():
-        assert process.poll() is None, "the run ended before its first checkpoint"
+        assert not run.ended, "the run ended before its first checkpoint"
         time.sleep(0.01)
-    time.sleep(random.random())
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert distill(arguments).returncode == 0
+    time.sleep(random.random() / 2)
+    assert not run.ended, "the kill came too late to test anything"
+    run.kill()
+    forked(arguments)
     first, second = checkpoint(whole), checkpoint(killed)
     assert first["global_step"] == second["global_step"] == 20
     _assert_equal(first["state_dict"], second["state_dict"])
@@ -178,8 +177,7 @@ def test_a_run_is_given_more_steps_and_other_processes(
     """Two steps, then three on other processes: the batches and losses of five on one."""
     for steps, how in ((2, before), (5, after)):
         arguments = method.arguments(tmp_path, trainer__max_steps=steps, **how)
-        run = distill([*arguments, "--ckpt_path", "last"])
-        assert run.returncode == 0, run.stderr[-2000:]
+        forked([*arguments, "--ckpt_path", "last"], ranks=how.get("trainer__devices", 1))
     whole, rest = logged(method.alone), logged(tmp_path)
     assert rest["step"] == whole["step"][2:], "the second run began anew"
     for name in COMPARED[method.name]:
