@@ -12,6 +12,7 @@ from distill.errors import ConfigError
 from distill.frozen import Frozen
 
 BALANCED = "balanced"
+Weight = float | Literal["balanced"]
 
 
 class Strategy(nn.Module):
@@ -24,16 +25,20 @@ class Strategy(nn.Module):
         weight: of this term in the student's objective; `balanced` scales it so that its gradient at the sample is as
             long as that of all terms whose weight is a number.
         balance: how much longer or shorter than that, for a weight that is `balanced`.
+        begins: the student's update from which this term acts on it. Its critic learns from the first, so that the
+            student never follows one that knows nothing; other terms have to train the student until then.
 
     Raises:
-        ConfigError: a word other than `balanced`.
+        ConfigError: a word other than `balanced`, a negative update.
     """
 
-    def __init__(self, weight: float | Literal["balanced"] = 1.0, balance: float = 1.0):
+    def __init__(self, weight: Weight = 1.0, balance: float = 1.0, begins: int = 0):
         super().__init__()
         if isinstance(weight, str) and weight != BALANCED:
             raise ConfigError(f"a strategy's weight is a number or {BALANCED}, got '{weight}'")
-        self.weight, self.balance = weight, balance
+        if begins < 0:
+            raise ConfigError(f"a strategy begins at an update of the student, 0 or later, got begins={begins}")
+        self.weight, self.balance, self.begins = weight, balance, begins
         self.critic: nn.Module | None = None
         self.report: dict[str, Tensor] = {}
 

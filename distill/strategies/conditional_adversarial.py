@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
@@ -26,7 +24,7 @@ from distill.backbones.base import Backbone
 from distill.batch import Batch, Cond, Sample, no_autocast
 from distill.errors import ConfigError
 from distill.frozen import Frozen
-from distill.strategies.base import Strategy
+from distill.strategies.base import Strategy, Weight
 
 Triples = tuple[Tensor, Tensor, Cond]  # latents, the noises they came from, prompts
 
@@ -51,6 +49,8 @@ class ConditionalAdversarial(Strategy):
         multi_scale: feed and read every scale of the U-Net rather than read its end.
         pretrained: begin with the teacher's weights rather than random ones.
         mixed_latents, mixed_prompts, mixed_noises: shares of the fakes that are replaced each way; published nowhere.
+        begins: the student's update from which it follows the critic; a critic that has learned nothing yet has a tiny
+            gradient without a meaning, which `balanced` would make long.
 
     Raises:
         ConfigError: shares that are none.
@@ -58,7 +58,7 @@ class ConditionalAdversarial(Strategy):
 
     def __init__(
         self,
-        weight: float | Literal["balanced"] = "balanced",
+        weight: Weight = "balanced",
         balance: float = 1.0,
         loss: GanLoss | None = None,
         r1: R1 | None = None,
@@ -69,8 +69,9 @@ class ConditionalAdversarial(Strategy):
         mixed_latents: float = 0.25,
         mixed_prompts: float = 0.25,
         mixed_noises: float = 0.25,
+        begins: int = 0,
     ):
-        super().__init__(weight, balance)
+        super().__init__(weight, balance, begins)
         self.shares = (mixed_latents, mixed_prompts, mixed_noises)
         if min(self.shares) < 0 or sum(self.shares) >= 1:
             raise ConfigError(

@@ -13,7 +13,7 @@ from distill.diffusion.distances import DISTANCES, latent_distance
 from distill.diffusion.guidance import guided
 from distill.errors import ConfigError
 from distill.frozen import Frozen
-from distill.strategies.base import Strategy
+from distill.strategies.base import Strategy, Weight
 
 SOME = torch.linspace(0.1, 1.0, 10)  # levels at which two noise schedules are compared
 
@@ -27,7 +27,7 @@ class ConsistencyDistillation(Strategy):
     module's `target_ema`, or without one the student itself, without gradient.
 
     Args:
-        weight: of this term.
+        weight: of this term, or `balanced`.
         levels: how many evenly spaced levels the teacher's path has, between 0 and 1.
         skip: how many of them the teacher's step goes down (LCM, section 4.3). LCM's k counts the 1000 steps of the
             schedule: its k = 20 is 50 levels and a skip of 1.
@@ -35,6 +35,7 @@ class ConsistencyDistillation(Strategy):
         guidance: of the teacher: one number, or the bounds of a range it is drawn from for each sample (LCM, section
             4.2). The student is not told which, as in LCM-LoRA, and needs no guidance when it is sampled.
         distance: `mse`, `pseudo_huber` or `l1`, in x0.
+        balance: as in `Strategy`.
 
     Raises:
         ConfigError: levels, skip, range or distance that are none.
@@ -42,14 +43,15 @@ class ConsistencyDistillation(Strategy):
 
     def __init__(
         self,
-        weight: float = 1.0,
+        weight: Weight = 1.0,
         levels: int = 50,
         skip: int = 1,
         shift: float = 1.0,
         guidance: float | list[float] = 8.0,
         distance: str = "pseudo_huber",
+        balance: float = 1.0,
     ):
-        super().__init__(weight)
+        super().__init__(weight, balance)
         if distance not in DISTANCES:
             raise ConfigError(
                 f"ConsistencyDistillation's distance '{distance}' is unknown; choose one of {', '.join(DISTANCES)}"

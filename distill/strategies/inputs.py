@@ -33,7 +33,8 @@ class Inputs:
                 "a network that is trained at all levels is no few-step student; set samples.every=0, or give "
                 "model.inputs.levels a few, such as {class_path: Discrete, init_args: {values: [1.0, 0.75, 0.5, 0.25]}}"
             )
-        if not 1 <= steps <= (most := len(self.few_levels)):
+        most = len(self.few_levels)
+        if not 1 <= steps <= most:
             counts = f"in 1 to {most} steps, as many as it has levels" if most > 1 else "in 1 step, at its one level"
             raise ConfigError(f"this student samples {counts}; not in {steps}")
         return Discrete(self.few_levels).visited(steps)

@@ -27,7 +27,7 @@ from distill.batch import Batch, Sample
 from distill.diffusion.levels import Levels, LogitNormal
 from distill.errors import ConfigError
 from distill.frozen import Frozen
-from distill.strategies.base import Strategy
+from distill.strategies.base import Strategy, Weight
 
 JUDGED = 4  # levels at which a picture is scored
 
@@ -58,7 +58,7 @@ class LatentAdversarial(Strategy):
     Nothing is decoded. The level of the re-noising decides what is judged: much noise composition, little noise detail.
 
     Args:
-        weight: of this term.
+        weight: of this term, or `balanced`.
         levels: distribution of the re-noising level; logit-normal m = 1, s = 1 if not given (section 4.1).
         loss: the game; hinge if not given.
         r1: gradient penalty on real data; none if not given. `ExactR1` acts at the heads' inputs, `ApproximateR1` at
@@ -69,6 +69,7 @@ class LatentAdversarial(Strategy):
         mixed_latents: share of the critic's fakes that are its neighbour's real latents in the batch, so that it has to
             look at what belongs to a prompt; 0 in the paper. Diffusion2GAN's mix-and-match (arXiv 2405.05967, section
             3.3). It draws the student to what sets its prompt apart, as guidance does, the more the larger the share.
+        balance, begins: as in `Strategy`.
 
     Raises:
         ConfigError: a share that is none.
@@ -76,7 +77,7 @@ class LatentAdversarial(Strategy):
 
     def __init__(
         self,
-        weight: float = 1.0,
+        weight: Weight = 1.0,
         levels: Levels | None = None,
         loss: GanLoss | None = None,
         r1: R1 | None = None,
@@ -84,8 +85,10 @@ class LatentAdversarial(Strategy):
         hidden: int | None = None,
         norm: str = "local_batch",
         mixed_latents: float = 0.0,
+        balance: float = 1.0,
+        begins: int = 0,
     ):
-        super().__init__(weight)
+        super().__init__(weight, balance, begins)
         if not 0 <= mixed_latents < 1:
             raise ConfigError(
                 f"LatentAdversarial's mixed_latents is a share of the fakes, from 0 to below 1; got {mixed_latents}"

@@ -17,7 +17,7 @@ from distill.frozen import Frozen
 from distill.perceptual.augment import KINDS, Ensemble
 from distill.perceptual.latent_lpips import LatentLPIPS
 from distill.perceptual.lpips import load_lpips
-from distill.strategies.base import Strategy
+from distill.strategies.base import Strategy, Weight
 
 DISTANCES = ("e_latent_lpips", "latent_lpips", "lpips", *PLAIN)
 
@@ -27,7 +27,7 @@ class PerceptualRegression(Strategy):
     batch.
 
     Args:
-        weight: of this term.
+        weight: of this term, or `balanced`.
         distance: `e_latent_lpips` (section 3.2: LatentLPIPS under one random change of both), `latent_lpips`, `lpips`
             (in pixels: decodes both), `mse`, `pseudo_huber` (arXiv 2310.14189, with its c) or `l1`.
         weights: of the perceptual ones. LatentLPIPS: a weight file or `tiny-latent-lpips`. LPIPS: a weight file of the
@@ -36,6 +36,7 @@ class PerceptualRegression(Strategy):
             re-implementation's default is `bg`.
         l1: weight of an added mean absolute difference of the latents themselves; the re-implementation adds 1.
         network: of `lpips`, vgg, alex or squeeze.
+        balance: as in `Strategy`.
 
     Raises:
         ConfigError: an unknown distance, missing weights, or weights for latents of other channels.
@@ -43,14 +44,15 @@ class PerceptualRegression(Strategy):
 
     def __init__(
         self,
-        weight: float = 1.0,
+        weight: Weight = 1.0,
         distance: str = "e_latent_lpips",
         weights: str | None = None,
         changes: str = KINDS,
         l1: float = 0.0,
         network: str = "vgg",
+        balance: float = 1.0,
     ):
-        super().__init__(weight)
+        super().__init__(weight, balance)
         if distance not in DISTANCES:
             raise ConfigError(
                 f"PerceptualRegression's distance '{distance}' is unknown; choose one of {', '.join(DISTANCES)}"

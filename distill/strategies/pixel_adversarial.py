@@ -19,7 +19,7 @@ from distill.backbones.base import Backbone
 from distill.batch import Batch, Sample
 from distill.errors import ConfigError
 from distill.frozen import Frozen
-from distill.strategies.base import Strategy
+from distill.strategies.base import Strategy, Weight
 
 
 class PixelCritic(nn.Module):
@@ -45,7 +45,7 @@ class PixelAdversarial(Strategy):
     """A frozen vision transformer reads decoded pictures; trained heads tell real from fake at every depth.
 
     Args:
-        weight: of this term.
+        weight: of this term, or `balanced`.
         vision: timm name or folder of the vision network (section 3.2: DINOv2 ViT-S).
         text: whether the heads see the pooled text embedding of the batch (c_text); an open_clip text tower in place of
             the pipeline's as `architecture:weights` (section 3.2: ViT-g-14), see `ClipText`.
@@ -59,6 +59,7 @@ class PixelAdversarial(Strategy):
         augment: how real and fake are changed alike before they are judged: some of `colour`, `translation` and
             `cutout`; all if not given.
         hidden, norm: as in `ProjectedHead`.
+        balance, begins: as in `Strategy`.
 
     Raises:
         ConfigError: R1 of another kind than `ExactR1`, or an unknown change of the pictures.
@@ -66,7 +67,7 @@ class PixelAdversarial(Strategy):
 
     def __init__(
         self,
-        weight: float = 1.0,
+        weight: Weight = 1.0,
         vision: str = "vit_small_patch14_dinov2",
         text: bool | str = True,
         image: str | None = "vit_large_patch14_dinov2",
@@ -78,8 +79,10 @@ class PixelAdversarial(Strategy):
         augment: list[str] | None = None,
         hidden: int | None = None,
         norm: str = "local_batch",
+        balance: float = 1.0,
+        begins: int = 0,
     ):
-        super().__init__(weight)
+        super().__init__(weight, balance, begins)
         if not isinstance(r1, ExactR1 | None):
             raise ConfigError(f"PixelAdversarial pays R1 at the heads' inputs: give ExactR1, not {type(r1).__name__}")
         if unknown := sorted(set(augment or ()) - set(CHANGES)):

@@ -11,7 +11,7 @@ from distill.diffusion.guidance import guided
 from distill.diffusion.levels import Levels, Uniform
 from distill.errors import ConfigError
 from distill.frozen import Frozen
-from distill.strategies.base import Strategy
+from distill.strategies.base import Strategy, Weight
 
 WEIGHTINGS = ("exponential", "sds", "nfsd")
 SPACES = ("pixels", "latents")
@@ -23,7 +23,7 @@ class ScoreDistillation(Strategy):
     The distance is a mean over all values: a sum over the pixels of a picture would dwarf any adversarial term.
 
     Args:
-        weight: lambda, 2.5 in the paper.
+        weight: lambda, 2.5 in the paper, or `balanced`.
         weighting: c(t). `exponential` is alpha_t; `sds` makes the gradient at the latents that of score distillation
             sampling with w(t) = sigma_t^2 (appendix A, up to the mean); `nfsd` is `sds` with the target of noise-free
             score distillation (arXiv 2310.17590, Eq. 10), which asks the teacher three times.
@@ -32,6 +32,7 @@ class ScoreDistillation(Strategy):
         teacher_steps: consecutive deterministic steps of the teacher, at evenly spaced levels (Table 1f).
         guidance: the teacher's classifier-free guidance; 1 is none. With `nfsd` it is the scale of the condition.
         negative: the prompt of `nfsd` that stands for bad pictures.
+        balance: as in `Strategy`.
 
     Raises:
         ConfigError: an unknown weighting or space, `nfsd` without guidance or with more than one teacher step.
@@ -39,15 +40,16 @@ class ScoreDistillation(Strategy):
 
     def __init__(
         self,
-        weight: float = 2.5,
+        weight: Weight = 2.5,
         weighting: str = "exponential",
         space: str = "pixels",
         levels: Levels | None = None,
         teacher_steps: int = 1,
         guidance: float = 1.0,
         negative: str = "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark",
+        balance: float = 1.0,
     ):
-        super().__init__(weight)
+        super().__init__(weight, balance)
         for name, value, known in (("weighting", weighting, WEIGHTINGS), ("space", space, SPACES)):
             if value not in known:
                 raise ConfigError(f"ScoreDistillation's {name} '{value}' is unknown; choose one of {', '.join(known)}")

@@ -95,6 +95,11 @@ class DistillModule(L.LightningModule):
                 f"a weight that is {BALANCED} follows the terms whose weight is a number, and there is none; give one "
                 "of model.strategies a number"
             )
+        if all(strategy.begins or strategy.weight == BALANCED for strategy in strategies):
+            raise ConfigError(
+                "the terms that begin later leave none with a number as its weight to train the student from update 0; "
+                "let one of model.strategies have begins=0"
+            )
         if not all(decay is None or 0 <= decay < 1 for decay in (ema, target_ema)):
             raise ConfigError(
                 f"a moving average's decay is a number from 0 to below 1, or null for none; got model.ema={ema}, "
@@ -304,6 +309,8 @@ class DistillModule(L.LightningModule):
         numbered: Gradient = {}
         for index in sorted(range(len(named)), key=lambda index: named[index][1].weight == BALANCED):
             name, strategy = named[index]
+            if step < strategy.begins:
+                continue
             loss = strategy.student_loss(sample, batch, step)
             gradient = sample.gradient(loss)
             weight: Any = strategy.weight
@@ -369,7 +376,15 @@ class DistillModule(L.LightningModule):
     def _step_schedule(self, optimizer: torch.optim.Optimizer) -> None:
         for config in self.trainer.lr_scheduler_configs:
             if config.scheduler.optimizer is optimizer:
-                config.scheduler.step()  # type: ignore[call-arg]
+                try:
+                    config.scheduler.step()  # type: ignore[call-arg]
+                except ValueError as error:
+                    if "Tried to step" not in str(error):  # what OneCycleLR says
+                        raise
+                    raise ConfigError(
+                        f"a learning-rate schedule has come to its end ({error}); give it as many steps as its player "
+                        "has updates, and to go on after them choose one without an end, such as LinearLR"
+                    ) from error
 
     def _named(self) -> list[tuple[str, Strategy]]:
         """Strategies with the names their scalars go by; a second one of a class gets a number."""

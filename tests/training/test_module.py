@@ -301,6 +301,36 @@ def test_balance_needs_a_term_with_a_number(sd3_folder: Path) -> None:
         module(sd3_folder, [Pull(weight="balanced")])  # type: ignore[arg-type]
 
 
+def late(strategy: Strategy) -> Strategy:
+    strategy.begins = 2
+    return strategy
+
+
+def test_term_that_begins_later_trains_its_critic_from_the_start(sd3_folder: Path, sd3_latents: Path) -> None:
+    watch = Watch()
+    fit(module(sd3_folder, [Pull(), late(LatentAdversarial())]), sd3_latents, 4, [watch])
+    assert ["student/LatentAdversarial" in row for row in watch.rows] == [False, False, True, True]
+    assert all("critic/LatentAdversarial/game" in row and "student/Pull" in row for row in watch.rows)
+
+
+def test_balance_of_a_late_term_is_of_what_it_sees_once_it_begins(sd3_folder: Path, sd3_latents: Path) -> None:
+    watch = Watch()
+    model = module(sd3_folder, [Pull(), late(Pull(weight="balanced"))])  # type: ignore[arg-type]
+    fit(model, sd3_latents, 2, [watch])
+    assert model.lengths.abs().sum() == 0
+    fit(model, sd3_latents, 3, [watch])
+    own, others = model.lengths[1].tolist()
+    assert own > 0 and watch.rows[-1]["weight/Pull_1"] == pytest.approx(others / own, rel=1e-5)
+
+
+def test_some_term_trains_the_student_from_the_start(sd3_folder: Path) -> None:
+    for first in (late(Pull()), Pull(weight="balanced")):  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="leave none with a number as its weight to train the student from u"):
+            module(sd3_folder, [first, late(Pull())])
+    with pytest.raises(ConfigError, match="begins at an update of the student, 0 or later, got begins=-1"):
+        Strategy(begins=-1)
+
+
 def test_page_about_strategies_is_true(
     sd3_folder: Path, sd3_latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,6 +359,15 @@ def test_terms_that_balance_follow_the_numbers_alone(sd3_folder: Path, sd3_laten
     fit(module(sd3_folder, terms), sd3_latents, 1, [watch])  # type: ignore[arg-type]
     pulls = [watch.rows[-1][f"gradient_at_sample/Pull_{index}"] for index in range(3)]
     assert pulls == pytest.approx([pulls[1]] * 3)
+
+
+def test_schedule_that_has_an_end_says_so(sd3_folder: Path, sd3_latents: Path) -> None:
+    def schedule(optimizer: Any) -> Any:
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-4, total_steps=2)
+
+    fit(module(sd3_folder, [Pull()], student_schedule=schedule), sd3_latents, 2)
+    with pytest.raises(ConfigError, match=r"has come to its end \(Tried to step 3 times.*\); give it as many steps as"):
+        fit(module(sd3_folder, [Pull()], student_schedule=schedule), sd3_latents, 3)
 
 
 def test_other_averages_than_a_run_kept_are_refused(sd3_folder: Path) -> None:
