@@ -13,11 +13,10 @@ import argparse
 import torch
 from torch import Tensor
 
-from distill import backbones
 from distill.adversarial.gan import per_sample
 from distill.batch import Cond, Draws
 from distill.cli import quiet
-from distill.collaboration.critic import strategies_of
+from distill.collaboration.critic import restore, strategies_of
 from distill.data.shards import LatentsDataset
 from distill.errors import ConfigError
 from distill.export import load_student, read_checkpoint
@@ -47,13 +46,7 @@ class Critic:
         if not found:
             raise ConfigError(f"'{checkpoint}' was trained without LatentAdversarial; give one of LADD")
         index, self.strategy = found[0]
-        self.teacher = Frozen(backbones.load(facts["teacher"]).denoiser())
-        self.strategy.configure(backbones.load(facts["teacher"]), self.teacher)
-        prefix = f"strategies.{index}.critic."
-        trained = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-        assert self.strategy.critic is not None
-        self.strategy.critic.load_state_dict(trained)
-        self.strategy.eval()
+        restore(self.strategy, index, facts, weights)
 
     def __call__(self, latents: Tensor, t: Tensor, noise: Tensor, cond: Cond) -> Tensor:
         """Mean logits `[B]` of clean latents `[B, C, h, w]` under `noise` at levels `t` `[B]`."""

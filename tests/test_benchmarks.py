@@ -42,7 +42,9 @@ def test_plain_sum_of_adds_terms_moves_the_student_as_ours(tmp_path: Path) -> No
     torch.testing.assert_close(weights[0], weights[1], atol=2e-5, rtol=0)
 
 
-def test_areas_of_a_critic_are_those_of_the_runs_own(sd3_folder: Path, sd3_latents: Path, tmp_path: Path) -> None:
+def test_areas_of_a_critic_are_those_of_the_runs_own(
+    sd3_folder: Path, sd3_latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import critic_auc
     import torch
 
@@ -54,6 +56,18 @@ def test_areas_of_a_critic_are_those_of_the_runs_own(sd3_folder: Path, sd3_laten
     found = critic_auc.Critic(last).strategy.critic.state_dict()
     assert all(torch.equal(tensor, held[f"strategies.0.critic.{name}"]) for name, tensor in found.items())
     assert critic_auc.area(torch.tensor([3.0, 1.0]), torch.tensor([2.0, 0.0])) == 0.75
+
+    real = critic_auc.LatentsDataset(str(sd3_latents)).__getitems__(list(range(16)))["x0"].float()
+    own: list[torch.Tensor] = []  # the first conditioning that is asked about is that of the captions
+
+    def knowing(self: object, latents: torch.Tensor, t: object, noise: object, cond: dict) -> torch.Tensor:
+        """2 for a real latent with its caption, 1 for a painted one, 0 for a real one with another caption."""
+        own.append(cond["pooled"])
+        belongs = torch.equal(cond["pooled"], own[0])
+        return torch.full((16,), (2.0 if belongs else 0.0) if torch.equal(latents, real) else 1.0)
+
+    monkeypatch.setattr(critic_auc.Critic, "__call__", knowing)
+    assert set(critic_auc.areas(last, str(sd3_latents), count=16, seed=0).values()) == {(1.0, 1.0)}
 
 
 def test_results_page_is_what_the_files_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

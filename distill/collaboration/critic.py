@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from distill import backbones
+from distill.backbones.base import Backbone
 from distill.batch import Batch, SameDraws
 from distill.errors import ConfigError
 from distill.export import read_checkpoint
@@ -42,14 +43,9 @@ class CriticJudge:
         if known and known != found:
             raise ConfigError(f"the judge '{spec}' is another by now: its checkpoint's critics are {found}")
         self.spec, self.device = f"critic:{checkpoint}@{found}", torch.device(device)
-        self.backbone = backbones.load(facts["teacher"], schedule=facts.get("schedule"))
-        self.teacher = Frozen(backbones.load(facts["teacher"]).denoiser())
         index, self.strategy = _first_that_judges(strategies or strategies_of(facts, checkpoint), checkpoint)
-        self.strategy.configure(self.backbone, self.teacher)
-        prefix = f"strategies.{index}.critic."
-        trained = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-        self.strategy.critic.load_state_dict(trained)  # type: ignore[union-attr]
-        self.strategy.eval().requires_grad_(False).to(self.device)
+        self.backbone, self.teacher = restore(self.strategy, index, facts, weights)
+        self.strategy.to(self.device)
         self.teacher.to(self.device)
         self.text_encoder = Frozen(self.backbone.text_encoder()).to(self.device)
         self.autoencoder = Frozen(self.backbone.autoencoder()).to(self.device)
@@ -91,6 +87,29 @@ def strategies_of(facts: dict[str, Any], checkpoint: str) -> list[Strategy]:
     configs = parser.parse_object({"strategies": facts["strategy_configs"]})
     made: list[Strategy] = parser.instantiate_classes(configs).strategies
     return made
+
+
+def restore(
+    strategy: Strategy, index: int, facts: dict[str, Any], weights: dict[str, Tensor]
+) -> tuple[Backbone, Frozen]:
+    """Gives a run's strategy the critic that the run has trained, frozen.
+
+    Args:
+        strategy: as `strategies_of` made it.
+        index: its place among the run's strategies.
+        facts, weights: what `read_checkpoint` found.
+
+    Returns:
+        The backbone and the teacher it was configured with.
+    """
+    backbone = backbones.load(facts["teacher"], schedule=facts.get("schedule"))
+    teacher = Frozen(backbones.load(facts["teacher"]).denoiser())  # a copy: a critic can begin as the backbone's own
+    strategy.configure(backbone, teacher)
+    prefix = f"strategies.{index}.critic."
+    trained = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    strategy.critic.load_state_dict(trained)  # type: ignore[union-attr]
+    strategy.eval().requires_grad_(False)
+    return backbone, teacher
 
 
 def _first_that_judges(strategies: list[Strategy], checkpoint: str) -> tuple[int, Strategy]:
