@@ -376,6 +376,9 @@ def _generate(command: str, arguments: list[str]) -> None:
     from distill.training.generating import generate_latents, generate_pairs
 
     kinds: dict[str, Callable[..., None]] = {"latents": generate_latents, "pairs": generate_pairs}
+    if arguments and arguments[0] in ("-h", "--help"):
+        print("distill generate latents --help and distill generate pairs --help list the options of each")
+        return
     if not arguments or arguments[0] not in kinds:
         given = f"'{arguments[0]}'" if arguments else "nothing"
         _fail(f"distill generate makes {' or '.join(kinds)}; got {given}")

@@ -29,9 +29,23 @@ def parsers_sentence(message: str) -> str:
     within = re.match(r'Parser key "([^"]+)": Problem with given class_path \S+ Parser key "([^"]+)": (.*)', message)
     if within:
         message = f'Parser key "{within[1]}.{within[2]}": {within[3]}'
+    if lacking := re.match(r"the following arguments are required: (?:fit|validate|test)\.(.*)", message):
+        names = re.sub(r"\b(?:fit|validate|test)\.", "", lacking[1])
+        return f"nothing says what {names} is; a recipe does, such as --config recipes/tiny_ladd.yaml"
+    if lost := re.match(r'Parser key "config": File does not exist: (.*)', message):
+        return f"there is no file {lost[1]}; --config is the path of a YAML file"
+    if broken := re.match(r"Problems parsing config: (.*)", message):
+        place = broken[1].replace('in "<unicode string>", ', "at ")
+        return f"what --config names is no YAML: {place}"
     if strange := re.match(r"unrecognized arguments: (\S+)", message):
         return f"there is no option {strange[1]}; --help shows those there are"
     key = (re.match(r'Parser key "([^"]+)"', message) or ["", ""])[1]
+    if "must be a mapping, not NoneType" in message:
+        empty = re.findall(r"(\w+)=None", message.partition("Given value: ")[2])
+        group = empty[0] if len(empty) == 1 else f"one of {', '.join(empty)}"
+        return f"{group} holds options of its own and was given as null; leave it out for its defaults"
+    if key and (missing := re.search(r"the following arguments are required: ([\w, ]+?) -", message)):
+        return f"{key} needs {missing[1]}, and none was given; --print_config shows what there is"
     if key and (unknown := re.search(r"Option '([^']+)' is not accepted|NestedArg\(key='([^']+)'", message)):
         return f"{key} has no option '{unknown[1] or unknown[2]}'; --print_config and --help show those it has"
     own = "give the name of one of this package or the import path of your own, such as my_module.MyClass"

@@ -181,6 +181,11 @@ def test_what_a_parser_found_wrong_is_one_sentence(capsys: pytest.CaptureFixture
             "the class 'distill.batch.Mine' cannot be had (module 'distill.batch' has no attribute 'Mine'); give",
         ),
         (fit_recipe("--model.inputs.levels", "LogitNrmal"), "there is no class 'LogitNrmal'"),
+        (fit_recipe("--model.inputs", "null"), "model needs inputs, and none was given"),
+        (
+            fit_recipe("--data.generation", "null"),
+            "generation holds options of its own and was given as null; leave",
+        ),
         (fit_recipe("--data", "ShapsData"), "data: there is no class 'ShapsData'"),
         (fit_recipe("--trainer.max_step", "5"), "error: there is no option --trainer.max_step; --help shows"),
         (
@@ -193,6 +198,13 @@ def test_what_a_parser_found_wrong_is_one_sentence(capsys: pytest.CaptureFixture
         ),
         (fit_recipe("--model.ema", "high"), "error: ema is float, and 'high' is none"),
         (fit_recipe("--data.batch_size", "many"), "error: batch_size is int, and 'many' is none"),
+        (["fit"], "nothing says what data, model is; a recipe does, such as --config recipes/tiny_ladd.yaml"),
+        (["fit", "--config", "recipes/nope.yaml"], "recipes/nope.yaml'; --config is the path of a YAML file"),
+        (["fit", "--config", str(ROOT / "Makefile")], "error: what --config names is no YAML: "),
+        (
+            fit_recipe("--samples.steps", "[0]"),
+            "this student samples in 1 to 4 steps, as many as it has levels; not in 0",
+        ),
         (fit_recipe("--trainer.accelerator", "mps"), "MPS"),
         (["evaluate", "--pipeline", "tiny-sd", "--samples", "1"], "needs 2 images or more; got --samples 1"),
         (["export", "--checkpoint", str(ROOT), "--output", "out"], "is a folder and no checkpoint"),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 from torch.nn.utils.parametrizations import spectral_norm
 
-from distill.errors import ConfigError
+from distill.errors import ConfigError, at_least_one
 
 
 class BatchNormLocal(nn.Module):
@@ -54,7 +54,7 @@ class ProjectedHead(nn.Module):
         project: size of the projection.
 
     Raises:
-        ValueError: an unknown norm.
+        ConfigError: an unknown norm, no channels inside.
     """
 
     def __init__(self, width: int, cond: int, hidden: int | None = None, norm: str = "local_batch", project: int = 64):
@@ -64,7 +64,8 @@ class ProjectedHead(nn.Module):
             "group": lambda channels: nn.GroupNorm(8, channels),
         }
         if norm not in norms:
-            raise ValueError(f"head norm '{norm}' is unknown; choose one of {', '.join(norms)}")
+            raise ConfigError(f"head norm '{norm}' is unknown; choose one of {', '.join(norms)}")
+        at_least_one(hidden=hidden)
         hidden = hidden or width
         act = nn.LeakyReLU(0.2)
         self.enter = nn.Sequential(spectral_norm(self.pointwise(width, hidden)), norms[norm](hidden), act)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from distill.batch import Cond
 from distill.diffusion.denoiser import Denoiser
+from distill.errors import ConfigError
 
 
 class Taps:
@@ -18,14 +19,16 @@ class Taps:
         blocks: indices of the blocks; all if not given.
 
     Raises:
-        ValueError: an index the denoiser does not have.
+        ConfigError: no index, or one that the denoiser does not have.
     """
 
     def __init__(self, denoiser: Denoiser, blocks: list[int] | None = None):
         count = len(denoiser.blocks)
         self.indices = list(range(count)) if blocks is None else blocks
-        if any(not 0 <= index < count for index in self.indices):
-            raise ValueError(f"this network has the blocks 0 to {count - 1}; got blocks={self.indices}")
+        if not self.indices or any(not 0 <= index < count for index in self.indices):
+            raise ConfigError(
+                f"this network has the blocks 0 to {count - 1}, of which one or more are read; got {self.indices}"
+            )
         self.denoiser = denoiser
         self._recorded: dict[int, Any] | None = None
         for index in self.indices:

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn.functional import batch_norm, conv2d, leaky_relu
 
 from distill.adversarial.heads import BatchNormLocal, GridHead, HeadCondition
+from distill.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)
@@ -116,9 +117,11 @@ def test_group_norm_judges_samples_one_by_one():
     torch.testing.assert_close(head(features, condition), alone, atol=1e-5, rtol=1e-5)
 
 
-def test_an_unknown_norm_is_refused():
-    with pytest.raises(ValueError, match="'batch' is unknown; choose one of local_batch, group"):
+def test_an_unknown_norm_and_no_channels_are_refused():
+    with pytest.raises(ConfigError, match="'batch' is unknown; choose one of local_batch, group"):
         GridHead(8, 0, norm="batch")
+    with pytest.raises(ConfigError, match="hidden=0 is too few"):
+        GridHead(8, 0, hidden=0)
 
 
 def test_the_condition_holds_level_and_text_side_by_side():

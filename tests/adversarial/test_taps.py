@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from distill.adversarial.taps import Taps
 from distill.diffusion.denoiser import Denoiser
+from distill.errors import ConfigError
 from tests import tiny
 
 B, H, W = 2, tiny.HEIGHT, tiny.WIDTH
@@ -132,8 +133,8 @@ def test_gradients_reach_the_input_through_every_block_and_no_parameter(denoiser
     assert {parameter.grad for parameter in denoiser.parameters()} == {None}
 
 
-@pytest.mark.parametrize("blocks", [[5], [-1]])
+@pytest.mark.parametrize("blocks", [[5], [-1], []])
 def test_a_block_that_does_not_exist_is_refused(denoiser, blocks):
     last = len(denoiser.blocks) - 1
-    with pytest.raises(ValueError, match=rf"blocks 0 to {last}; got blocks=\[{blocks[0]}\]"):
+    with pytest.raises(ConfigError, match=rf"blocks 0 to {last}, .* got \[{', '.join(map(str, blocks))}\]"):
         Taps(denoiser, blocks)
