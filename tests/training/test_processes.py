@@ -87,10 +87,7 @@ def method(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.mark.parametrize("strategy", [DDP, FSDP2], ids=["ddp", "fsdp2"])
 def test_two_processes_train_as_one(strategy: dict, method: Method, tmp_path: Path) -> None:
     forked(method.arguments(tmp_path, **{"trainer__max_steps": 5, **strategy}), ranks=2)
-    one, two = logged(method.alone), logged(tmp_path)
-    for name in COMPARED[method.name]:
-        assert len(two[name]) == 5
-        assert two[name] == pytest.approx(one[name], rel=1e-4), name
+    _assert_trained_alike(method, logged(tmp_path), steps=5)
     start = load_student(method.alone / "checkpoints" / "last.ckpt", raw=True).backbone.denoiser().state_dict()
     trained = [
         load_student(run / "checkpoints" / "last.ckpt", raw=True).denoiser.state_dict()
@@ -103,7 +100,7 @@ def test_two_processes_train_as_one(strategy: dict, method: Method, tmp_path: Pa
     still = {name for name, move in moves[1].items() if not move.any()}
     assert all(".1.attn." in name and "add" in name for name in still), "the last block's text queries lead nowhere"
     here, there = (torch.cat([move.flatten() for move in moved.values()]) for moved in moves)
-    assert (here - there).norm() <= 0.02 * here.norm()  # Adam turns rounding of near-zero gradients into signs
+    assert (here - there).norm() <= 0.02 * here.norm()
 
 
 def test_recipe_as_it_is_under_fsdp2(sd3_folder: Path, sd3_latents: Path, tmp_path: Path) -> None:
@@ -180,8 +177,7 @@ def test_a_run_is_given_more_steps_and_other_processes(
         forked([*arguments, "--ckpt_path", "last"], ranks=how.get("trainer__devices", 1))
     whole, rest = logged(method.alone), logged(tmp_path)
     assert rest["step"] == whole["step"][2:], "the second run began anew"
-    for name in COMPARED[method.name]:
-        assert rest[name] == pytest.approx(whole[name][2:], rel=1e-4), name
+    _assert_trained_alike(method, rest, steps=3)
     costs = [read_json(folder / "cost.json") for folder in (method.alone, tmp_path)]
     assert [cost["images"] for cost in costs] == [80, 80] and costs[0]["evaluations"] == costs[1]["evaluations"]
 
@@ -202,6 +198,17 @@ def test_a_run_that_cannot_go_on_sharded_or_whole_is_told_how(
     (folder / "meta.pt").touch()
     said = mistake(capsys, [*method.arguments(tmp_path), "--ckpt_path", "last"])
     assert "is the checkpoint of an FSDP2 run, which trainer.strategy=auto cannot load; set trainer.s" in said
+
+
+def _assert_trained_alike(method: Method, found: dict[str, list[float]], steps: int) -> None:
+    """The last steps of five: losses agree to 1e-4, as they must over processes.
+
+    Norms of gradients get more room: Adam makes signs of the rounding of near-zero gradients, which on some processors
+    has led norms 2e-4 apart by the fifth step.
+    """
+    alone = logged(method.alone)
+    for name in COMPARED[method.name]:
+        assert found[name] == pytest.approx(alone[name][-steps:], rel=1e-3 if "gradient" in name else 1e-4), name
 
 
 def _assert_equal(first: object, second: object) -> None:
