@@ -1,5 +1,4 @@
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -18,10 +17,6 @@ def sd3() -> SD3Denoiser:
 @pytest.fixture
 def sd() -> SDDenoiser:
     return tiny.sd_denoiser()
-
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

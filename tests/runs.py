@@ -13,7 +13,6 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -51,7 +50,7 @@ def fit_arguments(recipe: str, teacher: Path, latents: Path | None, folder: Path
 def distill(arguments: list[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:
     """`distill` as a user runs it."""
     command = [sys.executable, "-m", "distill", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment(), **kwargs)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **kwargs)
 
 
 class Forked:
@@ -71,14 +70,11 @@ class Forked:
             shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
         places = [shared | {"LOCAL_RANK": str(rank)} for rank in range(ranks)] if ranks > 1 else [{}]
         self.processes = [
-            self._context.Process(
-                target=_run, args=(arguments, environment() | place, Path(self.folder.name, str(rank))), daemon=True
-            )
+            self._context.Process(target=_run, args=(arguments, place, Path(self.folder.name, str(rank))), daemon=True)
             for rank, place in enumerate(places)
         ]
-        with mock.patch.dict(os.environ, environment()):  # the server's, which the first start starts
-            for process in self.processes:
-                process.start()
+        for process in self.processes:
+            process.start()
 
     @property
     def ended(self) -> bool:
@@ -121,10 +117,6 @@ def mistake(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("distill: error: ")]
     assert len(lines) == 1
     return lines[0]
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
 def logged(folder: Path) -> dict[str, list[float]]:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from distill import backbones
 from distill.backbones.base import Backbone, TextEncoder
@@ -342,15 +343,48 @@ class EncodedShapes(Maker):
             return {"x0": self.autoencoder.to(device).encode(batch["pixels"].to(device))}, batch["prompts"]
 
 
-def make_here(maker: Maker, title: str) -> None:
-    """Makes what is missing in this process, with a progress bar."""
+def make_here(maker: Maker, title: str, processes: int = 1) -> None:
+    """Makes what is missing on this machine, with a progress bar.
+
+    Args:
+        maker: makes and writes the shards.
+        title: of the bar.
+        processes: that share the work where there is no GPU; on one core each, small networks paint more than on all
+            cores together.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     maker.begin()
     todo = maker.missing()
+    processes = min(processes, len(todo)) if device.type == "cpu" else 1
     with progress(maker, todo, title) as advance:
-        for shard in todo:
-            maker.write(shard, device, advance)
+        if processes > 1:
+            shards = _Shards(maker, todo)
+            for made in DataLoader(shards, None, num_workers=processes, multiprocessing_context="forkserver"):
+                if isinstance(made, Exception):
+                    raise made
+                advance(made)
+        else:
+            for shard in todo:
+                maker.write(shard, device, advance)
     maker.finish()
+
+
+class _Shards(Dataset[int | Exception]):
+    """The shards `todo`, made by a loader's workers; an item is the number of samples, or why there are none."""
+
+    def __init__(self, maker: Maker, todo: list[int]):
+        self.maker, self.todo = maker, todo
+
+    def __len__(self) -> int:
+        return len(self.todo)
+
+    def __getitem__(self, index: int) -> int | Exception:
+        shard = self.todo[index]
+        try:
+            self.maker.write(shard, torch.device("cpu"))
+        except (ConfigError, OSError) as error:  # the loader would put its traceback into the sentence
+            return error
+        return len(self.maker.samples(shard))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -80,7 +81,7 @@ class LatentsData(loading.SharedFolders):
         self.check()
         if self.teacher in backbones.TINY and not self._whole_and_other():
             maker = self.maker(backbones.load(self.teacher), self.folder, self.generation)
-            make_here(maker, f"{maker.what} of {self.teacher}")
+            make_here(maker, f"{maker.what} of {self.teacher}", processes=torch.get_num_threads())
         else:
             self._compare(LatentsDataset.read_settings(self.folder))
 

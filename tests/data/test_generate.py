@@ -45,6 +45,24 @@ def shards(folder: Path) -> dict[str, str]:
     return json.loads((folder / "manifest.json").read_text())["shards"]
 
 
+def test_made_here_by_two_processes_it_is_the_same(whole: Path, sd3_folder: Path, tmp_path: Path) -> None:
+    make_here(maker(sd3_folder, tmp_path), "latents", processes=2)
+    one, two = LatentsDataset(whole), LatentsDataset(tmp_path)
+    assert len(two) == len(one) == 40
+    assert two.__getitems__([0, 39])["prompts"] == one.__getitems__([0, 39])["prompts"]
+    torch.testing.assert_close(two.__getitems__([0, 39])["x0"], one.__getitems__([0, 39])["x0"], rtol=0, atol=2e-3)
+
+
+class FullDisk(TeacherLatents):
+    def write(self, *_: object) -> None:
+        raise ConfigError("the disk is full")
+
+
+def test_what_stops_a_process_that_shares_is_one_sentence(sd3_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="^the disk is full$"):
+        make_here(FullDisk(backbones.load(str(sd3_folder)), tmp_path, SETTINGS), "latents", processes=2)
+
+
 def test_latents_are_the_pipelines_own(whole: Path, sd3_folder: Path) -> None:
     """A row equals a plain call of the stock pipeline on the same noise."""
     from distill.batch import Draws
