@@ -243,12 +243,16 @@ def calibrate(
         pair.calibration = made
         made = calibrating.search(pair, asked, budget, modes, best_by, seed, batch_size)
         made.save(output)
-    shown = {f"{share} %": round(made.threshold(share / 100), 4) for share in range(10, 100, 20)}
+    shown = ", ".join(f"{share} % below {made.threshold(share / 100):.4g}" for share in range(10, 100, 20))
     print(f"scores of {made.prompts} images by {made.judge}: {shown}")
-    if made.choice:
-        best = {name: value for name, value in made.choice.items() if name != "tried"}
-        low, high = made.interval(made.choice["share"], made.choice["teacher_steps"])
-        print(f"for {budget} steps on average ({low:.2f} to {high:.2f} on fresh prompts): {best}")
+    if best := made.choice:
+        low, high = made.interval(best["share"], best["teacher_steps"])
+        variance = f" from a variance of {best['variance']}" if "variance" in best else ""
+        print(
+            f"best for {budget:g} steps on average ({low:.2f} to {high:.2f} on fresh prompts): {best['mode']} the "
+            f"worst {best['share']:.0%} with {best['teacher_steps']} steps of the teacher{variance}; "
+            f"{target or made.judge} {best['value']:.4g}"
+        )
     print(f"the calibration is in {output}")
 
 

@@ -120,4 +120,5 @@ def search(
     finally:
         pipeline.set_progress_bar_config(**bars)  # type: ignore[attr-defined]
     best = max(tried, key=lambda way: way["value"])
-    return replace(pipeline.calibration, choice={**best, "budget": budget, "tried": tried})
+    asked = {"budget": budget, "teacher": digest(network_of(pipeline.teacher))}
+    return replace(pipeline.calibration, choice={**best, **asked, "tried": tried})

@@ -30,7 +30,8 @@ class Calibration:
         prompts_hash: of these.
         percentiles: scores at 0, 1, ..., 100 percent (NumPy's linear interpolation).
         choice: how rejected images are to be improved: `mode`, `variance`, `teacher_steps`, `share`; for which
-            `budget`, the `value` this had, and all that was `tried`. Empty if nothing was chosen.
+            `budget` and `teacher` (a digest of its weights), the `value` this had, and all that was `tried`. Empty if
+            nothing was chosen.
     """
 
     student: str
@@ -81,16 +82,17 @@ class Calibration:
         low, high = (float(beta.ppf(q, k, self.prompts + 1 - k)) for q in (tail, 1 - tail))
         return self.steps + low * teacher_steps, self.steps + high * teacher_steps
 
-    def check(self, student: str, call: dict[str, Any], judge: str) -> None:
+    def check(self, student: str, call: dict[str, Any], judge: str, teacher: str) -> None:
         """Refuses another set-up than the one that was scored.
 
         Raises:
-            ConfigError: another student, call or judge.
+            ConfigError: another student, call or judge; another teacher than the one a way was chosen with.
         """
         for name, ours, given in (
             ("student", self.student, student),
             ("call of the student", self.call, call),
             ("judge", self.judge, judge),
+            ("teacher", self.choice.get("teacher", teacher), teacher),
         ):
             if ours != given:
                 raise ConfigError(

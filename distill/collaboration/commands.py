@@ -41,7 +41,9 @@ def open_pair(
     other = open_painter(teacher, None, teacher_guidance, solver, device)
     made = Calibration.load(calibration) if calibration else None
     decides = open_judge(judge, pick_device(device))
-    return AdaptivePipeline(painter.pipeline, other.pipeline, decides, made, painter.call, other.call)
+    pair = AdaptivePipeline(painter.pipeline, other.pipeline, decides, made, painter.call, other.call)
+    pair.set_progress_bar_config(desc="painting", unit="image")  # type: ignore[attr-defined]
+    return pair
 
 
 def prompts_of(file: str | None, count: int, seed: int) -> list[str]:

@@ -85,7 +85,8 @@ class AdaptivePipeline(DiffusionPipeline):
         self.teacher_call.pop("num_inference_steps", None)
         self.calibration = calibration
         if calibration is not None:
-            calibration.check(digest(network_of(student)), self.student_call, judge.spec)
+            weights = digest(network_of(student)), digest(network_of(teacher))
+            calibration.check(weights[0], self.student_call, judge.spec, weights[1])
         for pipeline in (student, teacher):
             pipeline.set_progress_bar_config(disable=True)
         self._refiner: Any = None

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +30,7 @@ from distill.diffusion.process import RectifiedFlow
 from distill.diffusion.sampling import draws_noise, own_noise
 from distill.errors import ConfigError, at_least_one
 from distill.files import checksum, remove, save_json
+from distill.progress import Advance, counted
 
 SHAPES = "shapes"  # the name of the drawn images' captions where a file of prompts could stand
 
@@ -83,7 +82,6 @@ class PairGeneration(Generation):
 
 
 Made = tuple[dict[str, Tensor], list[str]]  # tensors [N, ...] by name, and N captions
-Advance = Callable[[int], None]
 
 
 class Maker:
@@ -113,6 +111,10 @@ class Maker:
     def samples(self, shard: int) -> range:
         """Indices of the samples in a shard."""
         return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.count))
+
+    def total(self, shards: list[int]) -> int:
+        """The number of samples in some shards."""
+        return sum(len(self.samples(shard)) for shard in shards)
 
     def write(self, shard: int, device: torch.device, advance: Advance = lambda samples: None) -> None:
         """Makes shard `shard` and writes it.
@@ -356,7 +358,7 @@ def make_here(maker: Maker, title: str, processes: int = 1) -> None:
     maker.begin()
     todo = maker.missing()
     processes = min(processes, len(todo)) if device.type == "cpu" else 1
-    with progress(maker, todo, title) as advance:
+    with counted(title, maker.total(todo), maker.what) as advance:
         if processes > 1:
             shards = _Shards(maker, todo)
             for made in DataLoader(shards, None, num_workers=processes, multiprocessing_context="forkserver"):
@@ -385,21 +387,3 @@ class _Shards(Dataset[int | Exception]):
         except (ConfigError, OSError) as error:  # the loader would put its traceback into the sentence
             return error
         return len(self.maker.samples(shard))
-
-
-@contextmanager
-def progress(maker: Maker, todo: list[int], title: str) -> Iterator[Advance]:
-    """A progress bar over the samples of the shards `todo`, with samples per second and the time left."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    rate = TextColumn("{task.fields[rate]}")
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn()
-    with Progress(*columns, disable=not todo) as bar:
-        task = bar.add_task(title, total=sum(len(maker.samples(shard)) for shard in todo), rate="")
-
-        def advance(samples: int) -> None:
-            bar.advance(task, samples)
-            if speed := bar.tasks[task].speed:
-                bar.update(task, rate=f"{speed:.3g} {maker.what}/s")
-
-        yield advance

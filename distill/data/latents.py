@@ -123,9 +123,13 @@ class LatentsData(loading.SharedFolders):
         asked = {k: v for k, v in asdict(self.generation).items() if k not in ("count", "shard_size", "batch_size")}
         return [f"{k}={made[k]}, not {v}" for k, v in asked.items() if made.get(k, v) != v]
 
+    def _fewer(self, made: dict[str, Any]) -> list[str]:
+        """Whether there are fewer than the recipe asks for, to be told; more than it asks for are used unsaid."""
+        return [f"count={made['count']}, not {self.generation.count}"] if made["count"] < self.generation.count else []
+
     def _compare(self, made: dict[str, Any]) -> None:
         """Tells what the recipe says of the making of latents that are there and were made otherwise."""
-        if other := self._others(made):
+        if other := self._others(made) + self._fewer(made):
             rank_zero_warn(
                 f"the {self.maker.what} at '{self.folder}' were made with {', '.join(other)} as data.generation says; "
                 "they are used as they are"

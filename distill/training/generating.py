@@ -11,15 +11,8 @@ from lightning.fabric.utilities.distributed import _InfiniteBarrier
 from torch.utils.data import DataLoader
 
 from distill import backbones
-from distill.data.generate import (
-    Advance,
-    Generation,
-    Maker,
-    PairGeneration,
-    TeacherLatents,
-    TeacherPairs,
-    progress,
-)
+from distill.data.generate import Generation, Maker, PairGeneration, TeacherLatents, TeacherPairs
+from distill.progress import Advance, counted
 from distill.training.module import dtype_of
 
 
@@ -45,7 +38,9 @@ class ShardWriter(L.LightningModule):
         mine = self.trainer.strategy.broadcast(todo)[self.trainer.global_rank :: self.trainer.world_size]
         if self.trainer.is_global_zero:
             share = f" (of process 1 of {self.trainer.world_size})" if self.trainer.world_size > 1 else ""
-            self._advance = self._bar.enter_context(progress(self.maker, mine, self.maker.what + share))
+            self._advance = self._bar.enter_context(
+                counted(self.maker.what + share, self.maker.total(mine), self.maker.what)
+            )
         return DataLoader(mine, batch_size=1, collate_fn=list)  # type: ignore[arg-type]
 
     def _todo(self) -> list[int]:

@@ -86,7 +86,8 @@ def test_commands(sd_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     calibration, output = str(tmp_path / "calibration.json"), tmp_path / "images"
     main(["calibrate", *pair, "--prompts", str(file), "--budget", "4", "--target", "shapes", "--output", calibration])
     said = capsys.readouterr().out
-    assert "scores of 24 images by small-shapes" in said and "for 4.0 steps on average" in said
+    assert "scores of 24 images by small-shapes" in said and "best for 4 steps on average" in said
+    assert " % below " in said and " steps of the teacher" in said and "; shapes " in said
     kept = json.loads(Path(calibration).read_text())
     assert kept["steps"] == 2 and len(kept["percentiles"]) == 101 and len(kept["choice"]["tried"]) > 10
     assert kept["choice"]["value"] == max(way["value"] for way in kept["choice"]["tried"])

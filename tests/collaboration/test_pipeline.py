@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,8 @@ def test_calibration_of_another_set_up_is_refused(pair: Pair) -> None:
         AdaptivePipeline(*parts, NetworkJudge(redness, "other"), made, call)
     with pytest.raises(ConfigError, match="made for another call of the student"):
         AdaptivePipeline(*parts, judge, made, call | {"guidance_scale": 2.0})
+    with pytest.raises(ConfigError, match=r"made for another teacher \(abc, not"):
+        AdaptivePipeline(*parts, judge, replace(made, choice={"teacher": "abc"}), call)
     next((getattr(pipe.student, "transformer", None) or pipe.student.unet).parameters()).data.mul_(1.01)
     with pytest.raises(ConfigError, match="made for another student .*make one for this with `distill calibrate`"):
         AdaptivePipeline(*parts, judge, made, call)

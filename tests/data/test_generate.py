@@ -267,8 +267,9 @@ def test_numbers_of_nothing_are_refused(wrong: dict[str, int]) -> None:
 
 
 def test_what_a_recipe_says_of_latents_that_are_there_is_told_to_be_unused(sd3_folder: Path, sd3_latents: Path) -> None:
-    data = LatentsData(str(sd3_latents), str(sd3_folder), Generation(guidance=25.0, batch_size=3))
-    with pytest.warns(UserWarning, match="were made with .*guidance=3.0, not 25.0 as data.generation says; they are"):
+    data = LatentsData(str(sd3_latents), str(sd3_folder), Generation(count=100, guidance=25.0, batch_size=3))
+    said = "were made with .*guidance=3.0, not 25.0, count=64, not 100 as data.generation says; they are"
+    with pytest.warns(UserWarning, match=said):
         data.prepare_data()
 
 
@@ -279,7 +280,8 @@ def test_a_finished_folder_of_a_shipped_teacher_is_used_as_it_is(tmp_path: Path)
     before = (tmp_path / "manifest.json").read_text()
     data = LatentsData(str(tmp_path), "tiny-sd3", Generation(count=8, steps=1, guidance=1.75, shard_size=4))
     with pytest.warns(
-        UserWarning, match="were made with guidance=2.0, not 1.75 as data.generation says; they are used"
+        UserWarning,
+        match="were made with guidance=2.0, not 1.75, count=4, not 8 as data.generation says; they are used",
     ):
         data.prepare_data()
     assert (tmp_path / "manifest.json").read_text() == before
