@@ -41,7 +41,7 @@ def compare(
         batch_size: images per call.
         runs: where recipes are trained and finished rows are kept, so it can be killed and continued, and several
             processes may share the work.
-        results: the JSON file of all rows; `results.json` in the output if not given.
+        results: the JSON file of all rows; `results.json` in the output if not given. Rows it has are finished.
         claims: orderings that are judged by what was measured, see `distill.comparison.claims.Claim`.
         missing: `measure` rows that are not there, or `skip` them.
         prompts: a file of prompts or a set's name, see `distill.data.prompts`; captions of drawn images if not given.
@@ -51,7 +51,7 @@ def compare(
     comparison = None
     if entries:
         by = measures or [Drawn()]
-        comparison = Comparison(entries, output, samples, seeds, seed, batch_size, runs, missing, prompts, by)
+        comparison = Comparison(entries, output, samples, seeds, seed, batch_size, runs, missing, prompts, results, by)
     names = [f"{row.entry.name}@{row.steps}" for row in rows_of(comparison)] if comparison else []
     check(claims, names, comparison.names if comparison else [])
     if comparison is not None:
@@ -65,7 +65,11 @@ def compare(
         columns = [*comparison.names, report.COST]
         table = report.write(rows, columns, comparison.setting.prompts[: comparing.SHOWN], output, command, judged)
         print(report.markdown(table, columns))
+        if elsewhere := sum(not Path(row["images"]).is_dir() for row in rows):
+            print(f"{elsewhere} of {len(rows)} rows were measured elsewhere and have no images here", file=sys.stderr)
         print(f"the report is {output}/report.html", file=sys.stderr)
     kept = {"table": table, "rows": rows, "claims": judged}
-    save_json(stamped(kept, seeds, command), results or Path(output) / "results.json")
+    save_json(
+        stamped(kept, seeds, command), comparison.table if comparison else results or Path(output) / "results.json"
+    )
     print(markdown(judged) if judged else "", end="")

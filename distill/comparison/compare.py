@@ -46,6 +46,7 @@ def compare(comparison: Comparison) -> list[dict[str, Any]]:
     Raises:
         ConfigError: trainings that failed or pipelines that cannot be opened, once all others are done.
     """
+    _restore(comparison)
     groups: dict[Path, list[Row]] = {}
     for row in rows_of(comparison) if comparison.missing == "measure" else ():
         groups.setdefault(row.lock(comparison), []).append(row)
@@ -72,6 +73,22 @@ def compare(comparison: Comparison) -> list[dict[str, Any]]:
         for row, file in ((row, row.file(comparison)) for row in rows_of(comparison))
         if file.is_file()
     ]
+
+
+def _restore(comparison: Comparison) -> None:
+    """Puts rows that only the file of results has, measured elsewhere, to the others."""
+    if not comparison.table.is_file():
+        return
+    try:
+        kept = {Path(row["images"]).name: row for row in read_json(comparison.table)["values"]["rows"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"'{comparison.table}' holds no rows of a comparison; give another file of results, or remove it"
+        ) from error
+    for file in (row.file(comparison) for row in rows_of(comparison)):
+        if file.stem in kept and not file.is_file():
+            values = kept[file.stem]
+            save_json({name: value for name, value in values.items() if name not in ("name", "images")}, file)
 
 
 def _finish(rows: list[Row], comparison: Comparison, lock: Lock) -> None:

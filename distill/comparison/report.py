@@ -146,10 +146,10 @@ def grid(results: list[dict[str, Any]], prompts: list[str], columns: int = 8) ->
     from matplotlib.figure import Figure
     from matplotlib.image import imread
 
-    shown = _first_seeds(results)
+    shown = _shown(results)
     figure = Figure(figsize=(columns * 1.0 + 2.5, len(shown) * 1.0 + 0.6), layout="constrained")
-    axes = figure.subplots(len(shown), columns, squeeze=False)
-    for line, row in zip(axes, shown, strict=True):
+    axes = figure.subplots(max(len(shown), 1), columns, squeeze=False)
+    for line, row in zip(axes, shown, strict=False):
         for index, axis in enumerate(line):
             file = Path(row["images"]) / f"{index:02d}.png"
             axis.set(xticks=[], yticks=[])
@@ -161,10 +161,12 @@ def grid(results: list[dict[str, Any]], prompts: list[str], columns: int = 8) ->
     return figure
 
 
-def _first_seeds(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _shown(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of every entry and number of steps the first row whose images are here; those measured elsewhere have none."""
     first: dict[tuple[str, int], dict[str, Any]] = {}
     for row in results:
-        first.setdefault((row["name"], row["steps"]), row)
+        if Path(row["images"]).is_dir():
+            first.setdefault((row["name"], row["steps"]), row)
     return list(first.values())
 
 
@@ -184,7 +186,7 @@ def page(
     claims: list[dict[str, Any]],
 ) -> str:
     """One HTML file that needs nothing else: a table that sorts, plots, and two rows side by side."""
-    images = {f"{row['name']}, {row['steps']} steps": _pictures(Path(row["images"])) for row in _first_seeds(results)}
+    images = {f"{row['name']}, {row['steps']} steps": _pictures(Path(row["images"])) for row in _shown(results)}
     about = f"{results[0]['samples']} images a row, seed {results[0]['seed']}, against {results[0]['reference']}"
     head = "".join(f"<th>{html.escape(c)}</th>" for c in ("name", "steps", "seeds", *columns))
     body = ""
@@ -271,7 +273,7 @@ function show() {{
     const box = document.createElement("div"), text = document.createElement("div");
     for (const side of sides) {{
       const image = document.createElement("img");
-      image.src = data.images[side.value][index] ?? "";
+      image.src = (data.images[side.value] ?? [])[index] ?? "";
       image.alt = side.value + ": " + prompt;
       box.append(image, " ");
     }}

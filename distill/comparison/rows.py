@@ -138,6 +138,8 @@ class Comparison:
         batch_size: images per call.
         runs: where recipes are trained, and rows are kept with their images under `rows`. A row that is there is not
             measured again, by this list or another, so a comparison can be killed and continued.
+        results: the JSON file of all rows; `results.json` in the output if not given. What it has of these rows from
+            before, another machine's too, is not measured again either; only images are not kept there.
         missing: `measure` rows that are not there, or `skip` them.
         prompts: a file of prompts or a set's name, used in turn; captions of held-out drawn images if not given.
         measures: what rows are measured by; `Drawn` if there are none.
@@ -152,6 +154,7 @@ class Comparison:
     runs: str = "runs"
     missing: str = "measure"
     prompts: str | None = None
+    results: str | None = None
     measures: list[Measure] = field(default_factory=lambda: [Drawn()])
 
     def __post_init__(self) -> None:
@@ -192,6 +195,11 @@ class Comparison:
         """Of what rows are measured by, in the order of tables."""
         spent = ["steps_spent"] if any(entry.adaptive for entry in self.entries) else []
         return [*(name for measure in self.measures for name in measure.names), *spent, "seconds_per_image"]
+
+    @property
+    def table(self) -> Path:
+        """The file of all rows."""
+        return Path(self.results or Path(self.output) / "results.json")
 
     @cached_property
     def setting(self) -> Setting:

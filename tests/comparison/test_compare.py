@@ -45,6 +45,21 @@ def test_rows_are_an_entry_at_each_number_of_steps_and_each_training_seed(tmp_pa
     assert rows == [("teacher", 1, None), ("teacher", 4, None), ("ours", 1, 0), ("ours", 1, 1)]
 
 
+def test_rows_measured_elsewhere_are_taken_from_the_file_of_results(tmp_path: Path) -> None:
+    listed = comparison(tmp_path)
+    files = [row.file(listed) for row in rows_of(listed)]
+    rows = [{"name": "old", "images": f"elsewhere/{file.stem}", "fid_shapes": n} for n, file in enumerate(files)]
+    save_json({"values": {"rows": rows}}, listed.table)
+    found = compare(listed)
+    assert [row["fid_shapes"] for row in found] == [0, 1, 2, 3], "nothing was trained or measured"
+    assert [row["name"] for row in found] == ["teacher", "teacher", "ours", "ours"]
+    save_json({"fid_shapes": 7, "images": "kept"}, files[0])
+    assert compare(listed)[0]["fid_shapes"] == 7, "what was measured here stays"
+    save_json({"values": 1}, listed.table)
+    with pytest.raises(ConfigError, match=r"results.json' holds no rows of a comparison; give another file of results"):
+        compare(listed)
+
+
 def test_other_weights_under_a_name_are_another_row(tmp_path: Path) -> None:
     assert set(weights({"a": [{"vision": "tiny-vit"}, 3, None], "b": "tiny-latent-lpips", "c": "adam"})) == {
         "tiny-vit",

@@ -15,7 +15,14 @@ from distill.comparison.report import write
 from distill.inference import save_png
 
 PROMPTS = ["a red ring", 'a <b>"blue"</b> square']
+COLUMNS = ["fid_shapes", "alignment", "kid", "precision", "recall", "seconds_per_image", "training_minutes"]
 FIDS = {"teacher": 20.0, "LADD": 100.0, "ADD & more": 3.0}
+
+
+def measured(name: str, fid: float, images: Path) -> dict[str, Any]:
+    row = {"name": name, "steps": 1, "fid_shapes": fid, "images": str(images), "samples": 100, "seed": 0}
+    row |= dict.fromkeys(("alignment", "kid", "precision", "recall", "seconds_per_image"), 0.5)
+    return row | {"reference": "drawn images"}
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +34,10 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         images.mkdir()
         for index in range(len(PROMPTS)):
             save_png(torch.full((3, 4 + shade, 4), float(index)), images / f"{index:02d}.png")
-        row = {"name": name, "steps": 1, "fid_shapes": fid, "images": str(images), "samples": 100, "seed": 0}
-        row |= dict.fromkeys(("alignment", "kid", "precision", "recall", "seconds_per_image"), 0.5)
-        rows.append(row | {"reference": "drawn images"})
+        rows.append(measured(name, fid, images))
     rows[1]["training"] = {"device_seconds": 600.0}
     rows[2]["training"] = {"device_seconds": 60.0}
-    columns = ["fid_shapes", "alignment", "kid", "precision", "recall", "seconds_per_image", "training_minutes"]
-    write(rows, columns, PROMPTS, folder / "out", "distill compare --config list.yaml", [])
+    write(rows, COLUMNS, PROMPTS, folder / "out", "distill compare --config list.yaml", [])
     return folder / "out" / "report.html"
 
 
@@ -93,3 +97,10 @@ def test_what_is_shown_has_a_size(report: Path) -> None:
         return [plot.naturalWidth, document.title, getComputedStyle(document.querySelector('th')).cursor];"""
     width, title, cursor = in_browser(report, script)
     assert width > 500 and title == "distill compare" and cursor == "pointer"
+
+
+def test_rows_measured_elsewhere_have_no_images_to_show(tmp_path: Path) -> None:
+    rows = [measured(name, fid, tmp_path / "elsewhere") for name, fid in FIDS.items()]
+    write(rows, COLUMNS, PROMPTS, tmp_path, "distill compare --config list.yaml", [])
+    shown = in_browser(tmp_path / "report.html", "return document.querySelectorAll('#left option').length;")
+    assert shown == 0 and (tmp_path / "grid.png").is_file()
