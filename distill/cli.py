@@ -82,9 +82,11 @@ def sample(
 
     from distill.data.prompts import given_prompts
     from distill.errors import at_least_one
+    from distill.files import check_folder
     from distill.inference import grid, open_painter, save_png, save_samples
 
     at_least_one(steps=steps, batch_size=batch_size, columns=columns, scale=scale)
+    check_folder(output)
     lines = given_prompts(prompt, prompts)
     images = open_painter(pipeline, steps, guidance, solver, device)(lines, seed, batch_size)
     save_samples(images, lines, output)
@@ -307,8 +309,10 @@ def collaborate(
     from distill.collaboration.commands import open_pair
     from distill.data.prompts import given_prompts
     from distill.errors import at_least_one
+    from distill.files import check_folder
 
     at_least_one(student_steps=student_steps, batch_size=batch_size, compare=compare, scale=scale)
+    check_folder(output)
     lines = given_prompts(prompt, prompts)
     pair = open_pair(
         student, teacher, judge, calibration, student_steps, student_guidance, teacher_guidance, solver, device
@@ -359,9 +363,11 @@ def analyse(
     from distill.collaboration.judges import open_judge
     from distill.errors import ConfigError, at_least_one
     from distill.evaluation.distances import open_distance
+    from distill.files import check_folder
     from distill.inference import pick_device
 
     at_least_one(student_steps=student_steps, batch_size=batch_size)
+    check_folder(output)
     asked = prompts_of(prompts, count, seed=CALIBRATION)
     if teacher_steps < 3 or len(asked) < 10:
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 
 
@@ -39,6 +40,8 @@ def parsers_sentence(message: str) -> str:
         return f"what --config names is no YAML: {place}"
     if strange := re.match(r"unrecognized arguments: (\S+)", message):
         return f"there is no option {strange[1]}; --help shows those there are"
+    if absent := re.match(r"No supported (\w+) backend found", message):
+        return f"trainer.accelerator={absent[1]}, and none is found on this machine; auto takes what there is"
     key = (re.match(r'Parser key "([^"]+)"', message) or ["", ""])[1]
     if "must be a mapping, not NoneType" in message:
         empty = re.findall(r"(\w+)=None", message.partition("Given value: ")[2])
@@ -47,7 +50,10 @@ def parsers_sentence(message: str) -> str:
     if key and (missing := re.search(r"the following arguments are required: ([\w, ]+?) -", message)):
         return f"{key} needs {missing[1]}, and none was given; --print_config shows what there is"
     if key and (unknown := re.search(r"Option '([^']+)' is not accepted|NestedArg\(key='([^']+)'", message)):
-        return f"{key} has no option '{unknown[1] or unknown[2]}'; --print_config and --help show those it has"
+        name = unknown[1] or unknown[2]
+        owners = _owners(message.partition("Given value: ")[2], name.partition(".")[0])
+        who, name = (f"{key}: {owners[0]}", name.partition(".")[0]) if len(owners) == 1 else (key, name)
+        return f"{who} has no option '{name}'; --print_config and --help show those it has"
     own = "give the name of one of this package or the import path of your own, such as my_module.MyClass"
     if key and (unknown := re.search(r"Expected a dot import path string: (\S+)", message)):
         return f"{key}: there is no class '{unknown[1]}'; {own}"
@@ -62,6 +68,22 @@ def parsers_sentence(message: str) -> str:
     named = re.sub(r"typing\.Literal\[(.*?)\]", lambda literal: literal[1].replace("'", ""), tried[1])
     accepted = [name for name in dict.fromkeys(re.split(r", (?![^\[]*\])", named)) if name != "NoneType"]
     return f"{key} is {' or '.join(accepted)}, and {tried[2]!r} is none"
+
+
+def _owners(given: str, option: str) -> list[str]:
+    """The classes in a printed group of options that are given this option."""
+    try:
+        left, found = [ast.literal_eval(re.sub(r"^NestedArg\(key='[^']*', val=(.*)\)$", r"\1", given))], []
+    except (SyntaxError, ValueError):
+        return []
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            arguments = value.get("init_args")
+            if isinstance(arguments, dict) and option in arguments:
+                found.append(str(value.get("class_path")).rpartition(".")[2])
+        left += value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return found
 
 
 def _innermost(message: str) -> str:

@@ -10,7 +10,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from errno import EISDIR
+from errno import EISDIR, ENOTDIR
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,16 @@ def check_file(path: str | Path | None) -> None:
     """
     if path is not None and Path(path).is_dir():
         raise IsADirectoryError(EISDIR, "a file was to be written, and this is a folder", str(path))
+
+
+def check_folder(path: str | Path) -> None:
+    """Refuses a file where a folder is to be written, before the work whose result it is for.
+
+    Raises:
+        NotADirectoryError: it is one.
+    """
+    if Path(path).is_file():
+        raise NotADirectoryError(ENOTDIR, "a folder was to be written, and this is a file", str(path))
 
 
 def save_json(value: Any, path: str | Path) -> None:

@@ -165,6 +165,10 @@ def test_what_a_parser_found_wrong_is_one_sentence(capsys: pytest.CaptureFixture
     """Not the types it tried."""
     for arguments, sentence in (
         (fit_recipe("--model.guidanc", "3"), "model has no option 'guidanc'; "),
+        (
+            fit_recipe("--model.strategies", '[{"class_path": "LatentAdversarial", "init_args": {"wieght": 3}}]'),
+            "model: LatentAdversarial has no option 'wieght'; --print_config",
+        ),
         (["sample", "--pipeline", "tiny-sd", "--columns", "many"], "columns"),
         (["compare", "--entries", "3"], "entries"),
         (
@@ -243,6 +247,10 @@ def test_what_a_parser_found_wrong_is_one_sentence(capsys: pytest.CaptureFixture
             ["evaluate", "--pipeline", "tiny-sd", "--output", str(ROOT / "docs")],
             "a file was to be written, and this",
         ),
+        (
+            ["sample", "--pipeline", "tiny-sd", "--prompt", "a", "--output", str(ROOT / "Makefile")],
+            "a folder was to be written, and this is a file",
+        ),
         (["sample", "--pipeline", "runs/none", "--prompt", "a red ring"], "there is no pipeline at 'runs/none'; give"),
     ):
         with pytest.raises(SystemExit) as stopped:
@@ -250,6 +258,12 @@ def test_what_a_parser_found_wrong_is_one_sentence(capsys: pytest.CaptureFixture
         said = capsys.readouterr().err
         assert stopped.value.code == 2 and sentence in said
         assert not any(word in said for word in ("Union", "Namespace", "<class")) and len(said.splitlines()) == 1, said
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_a_machine_without_a_gpu_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
+    error = mistake(capsys, fit_recipe("--trainer.accelerator", "gpu"))
+    assert "trainer.accelerator=gpu, and none is found on this machine; auto takes what there is" in error
 
 
 def test_one_prompt_needs_no_list(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from distill.comparison.claims import Claim, check, judge, markdown
 from distill.comparison.measures import Drawn, Measure
 from distill.comparison.rows import NOTHING, Comparison, Entry, rows_of
 from distill.errors import ConfigError
-from distill.files import save_json
+from distill.files import check_folder, save_json
 from distill.provenance import stamped
 
 
@@ -47,6 +47,7 @@ def compare(
         prompts: a file of prompts or a set's name, see `distill.data.prompts`; captions of drawn images if not given.
         measures: what rows are measured by, see `distill.comparison.measures`; `Drawn` if not given.
     """
+    check_folder(output)
     command, rows, table = shlex.join(["distill", *sys.argv[1:]]), [], []
     comparison = None
     if entries:

@@ -29,7 +29,7 @@ from distill.data.shards import MANIFEST, read_manifest, shard_name, write_shard
 from distill.diffusion.process import RectifiedFlow
 from distill.diffusion.sampling import draws_noise, own_noise
 from distill.errors import ConfigError, at_least_one
-from distill.files import checksum, remove, save_json
+from distill.files import check_folder, checksum, remove, save_json
 from distill.progress import Advance, counted
 
 SHAPES = "shapes"  # the name of the drawn images' captions where a file of prompts could stand
@@ -138,6 +138,7 @@ class Maker:
         Raises:
             ConfigError: the folder was made with other settings, or holds more samples than are asked for.
         """
+        check_folder(self.folder)
         if (self.folder / MANIFEST).is_file():
             self._check(read_manifest(self.folder)["settings"])
 
