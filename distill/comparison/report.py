@@ -109,13 +109,14 @@ def _cell(value: Cell) -> tuple[str, str]:
 
 
 def pareto(table: list[dict[str, Any]], metrics: list[str]) -> Any:
-    """Two metrics against steps, seconds per image and minutes of training, a line per name."""
+    """Two metrics against steps, seconds per image and, where there is any, minutes of training; a line per name."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(19, 3.5 * len(metrics)), layout="constrained")
-    axes = figure.subplots(len(metrics), 3, squeeze=False)
+    costs = ["steps", *(cost for cost in COSTS if any(row.get(cost) for row in table))]
+    figure = Figure(figsize=(4 + 5 * len(costs), 3.5 * len(metrics)), layout="constrained")
+    axes = figure.subplots(len(metrics), len(costs), squeeze=False)
     for line, metric in zip(axes, metrics, strict=True):
-        for axis, across in zip(line, ("steps", *COSTS), strict=True):
+        for axis, across in zip(line, costs, strict=True):
             names = list(dict.fromkeys(row["name"] for row in table))
             for number, name in enumerate(names):
                 rows = [

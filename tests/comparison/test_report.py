@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from distill.comparison.report import write
+from distill.comparison.report import pareto, summary, write
 from distill.inference import save_png
 
 PROMPTS = ["a red ring", 'a <b>"blue"</b> square']
@@ -104,3 +104,10 @@ def test_rows_measured_elsewhere_have_no_images_to_show(tmp_path: Path) -> None:
     write(rows, COLUMNS, PROMPTS, tmp_path, "distill compare --config list.yaml", [])
     shown = in_browser(tmp_path / "report.html", "return document.querySelectorAll('#left option').length;")
     assert shown == 0 and (tmp_path / "grid.png").is_file()
+
+
+def test_plots_show_the_cost_of_training_where_there_was_any(tmp_path: Path) -> None:
+    rows = [measured(name, fid, tmp_path) for name, fid in FIDS.items()]
+    assert len(pareto(summary(rows, COLUMNS), COLUMNS[:2]).axes) == 4, "against steps and seconds"
+    rows[0]["training"] = {"device_seconds": 60.0}
+    assert len(pareto(summary(rows, COLUMNS), COLUMNS[:2]).axes) == 6
