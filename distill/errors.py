@@ -41,7 +41,7 @@ def parsers_sentence(message: str) -> str:
     if strange := re.match(r"unrecognized arguments: (\S+)", message):
         return f"there is no option {strange[1]}; --help shows those there are"
     if absent := re.match(r"No supported (\w+) backend found", message):
-        return f"trainer.accelerator={absent[1]}, and none is found on this machine; auto takes what there is"
+        return f"the accelerator is to be {absent[1]}, and none is found on this machine; auto takes what there is"
     key = (re.match(r'Parser key "([^"]+)"', message) or ["", ""])[1]
     if "must be a mapping, not NoneType" in message:
         empty = re.findall(r"(\w+)=None", message.partition("Given value: ")[2])

@@ -70,8 +70,9 @@ def check_folder(path: str | Path) -> None:
     Raises:
         NotADirectoryError: it is one.
     """
-    if Path(path).is_file():
-        raise NotADirectoryError(ENOTDIR, "a folder was to be written, and this is a file", str(path))
+    for place in (Path(path), *Path(path).parents):
+        if place.is_file():
+            raise NotADirectoryError(ENOTDIR, "a folder was to be written, and this is a file", str(place))
 
 
 def save_json(value: Any, path: str | Path) -> None:

@@ -27,8 +27,12 @@ def counted(title: str, total: int, unit: str = "", seconds: float = 60.0) -> It
     console = Console(stderr=True)
     rate = TextColumn("{task.fields[rate]}")
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True, disable=not (total and console.is_terminal)) as bar:
+    shown = total and console.is_terminal
+    with Progress(
+        *columns, console=console, transient=True, disable=not shown, speed_estimate_period=float("inf")
+    ) as bar:
         number = bar.add_task(title, total=total, rate="")
+        bar.advance(number, 0)  # the speed is that since the beginning, as what is told may come in bursts
         (task,) = bar.tasks
         said = time.monotonic()
 

@@ -261,9 +261,11 @@ def test_what_a_parser_found_wrong_is_one_sentence(capsys: pytest.CaptureFixture
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
-def test_a_machine_without_a_gpu_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
-    error = mistake(capsys, fit_recipe("--trainer.accelerator", "gpu"))
-    assert "trainer.accelerator=gpu, and none is found on this machine; auto takes what there is" in error
+def test_a_machine_without_a_gpu_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    making = ["generate", "latents", "--teacher", "tiny-sd3", "--output", str(tmp_path), "--accelerator", "gpu"]
+    for arguments in (fit_recipe("--trainer.accelerator", "gpu"), making):
+        error = mistake(capsys, arguments)
+        assert "the accelerator is to be gpu, and none is found on this machine; auto takes what there is" in error
 
 
 def test_one_prompt_needs_no_list(tmp_path: Path) -> None:

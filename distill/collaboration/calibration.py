@@ -82,8 +82,14 @@ class Calibration:
         low, high = (float(beta.ppf(q, k, self.prompts + 1 - k)) for q in (tail, 1 - tail))
         return self.steps + low * teacher_steps, self.steps + high * teacher_steps
 
-    def check(self, student: str, call: dict[str, Any], judge: str, teacher: str) -> None:
+    def check(self, student: str, call: dict[str, Any], judge: str, teacher: str | None) -> None:
         """Refuses another set-up than the one that was scored.
+
+        Args:
+            student: digest of its weights, whose precision is part of it.
+            call: of the student.
+            judge: its spec.
+            teacher: as `student`; not looked at where no way was chosen.
 
         Raises:
             ConfigError: another student, call or judge; another teacher than the one a way was chosen with.

@@ -85,8 +85,8 @@ class AdaptivePipeline(DiffusionPipeline):
         self.teacher_call.pop("num_inference_steps", None)
         self.calibration = calibration
         if calibration is not None:
-            weights = digest(network_of(student)), digest(network_of(teacher))
-            calibration.check(weights[0], self.student_call, judge.spec, weights[1])
+            named = digest(network_of(teacher)) if "teacher" in calibration.choice else None
+            calibration.check(digest(network_of(student)), self.student_call, judge.spec, named)
         for pipeline in (student, teacher):
             pipeline.set_progress_bar_config(disable=True)
         self._refiner: Any = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from distill.comparison.claims import Claim, check, judge, markdown
 from distill.comparison.measures import Drawn, Measure
 from distill.comparison.rows import NOTHING, Comparison, Entry, rows_of
 from distill.errors import ConfigError
-from distill.files import check_folder, save_json
+from distill.files import check_file, check_folder, read_json, save_json
 from distill.provenance import stamped
 
 
@@ -41,18 +42,24 @@ def compare(
         batch_size: images per call.
         runs: where recipes are trained and finished rows are kept, so it can be killed and continued, and several
             processes may share the work.
-        results: the JSON file of all rows; `results.json` in the output if not given. Rows it has are finished.
+        results: the JSON file of all rows; `results.json` in the output if not given. Rows that it has are finished,
+            and those that this list does not name stay in it as `unlisted`.
         claims: orderings that are judged by what was measured, see `distill.comparison.claims.Claim`.
         missing: `measure` rows that are not there, or `skip` them.
         prompts: a file of prompts or a set's name, see `distill.data.prompts`; captions of drawn images if not given.
         measures: what rows are measured by, see `distill.comparison.measures`; `Drawn` if not given.
     """
+    file = Path(results or Path(output) / "results.json")
     check_folder(output)
-    command, rows, table = shlex.join(["distill", *sys.argv[1:]]), [], []
+    check_file(file)
+    command, rows, table, before = shlex.join(["distill", *sys.argv[1:]]), [], [], {}
     comparison = None
     if entries:
         by = measures or [Drawn()]
-        comparison = Comparison(entries, output, samples, seeds, seed, batch_size, runs, missing, prompts, results, by)
+        comparison = Comparison(
+            entries, output, samples, seeds, seed, batch_size, runs, missing, prompts, str(file), by
+        )
+        before = comparing.kept_rows(comparison)
     names = [f"{row.entry.name}@{row.steps}" for row in rows_of(comparison)] if comparison else []
     check(claims, names, comparison.names if comparison else [])
     if comparison is not None:
@@ -67,10 +74,15 @@ def compare(
         table = report.write(rows, columns, comparison.setting.prompts[: comparing.SHOWN], output, command, judged)
         print(report.markdown(table, columns))
         if elsewhere := sum(not Path(row["images"]).is_dir() for row in rows):
-            print(f"{elsewhere} of {len(rows)} rows were measured elsewhere and have no images here", file=sys.stderr)
+            print(
+                f"{elsewhere} of {len(rows)} rows are taken from {file} and have no images here; to measure them, "
+                "give another --results",
+                file=sys.stderr,
+            )
         print(f"the report is {output}/report.html", file=sys.stderr)
-    kept = {"table": table, "rows": rows, "claims": judged}
-    save_json(
-        stamped(kept, seeds, command), comparison.table if comparison else results or Path(output) / "results.json"
-    )
+    listed = {Path(row["images"]).name for row in rows}
+    unlisted = [row for name, row in before.items() if name not in listed]
+    kept = {"table": table, "rows": rows, "claims": judged} | ({"unlisted": unlisted} if unlisted else {})
+    if not file.is_file() or read_json(file).get("values") != json.loads(json.dumps(kept)):  # else it is from before
+        save_json(stamped(kept, seeds, command), file)
     print(markdown(judged) if judged else "", end="")

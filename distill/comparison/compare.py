@@ -46,10 +46,11 @@ def compare(comparison: Comparison) -> list[dict[str, Any]]:
     Raises:
         ConfigError: trainings that failed or pipelines that cannot be opened, once all others are done.
     """
-    _restore(comparison)
+    kept = kept_rows(comparison)
     groups: dict[Path, list[Row]] = {}
     for row in rows_of(comparison) if comparison.missing == "measure" else ():
-        groups.setdefault(row.lock(comparison), []).append(row)
+        if row.file(comparison).stem not in kept:
+            groups.setdefault(row.lock(comparison), []).append(row)
     failures = []
     for row in rows_of(comparison) if groups else ():
         if row.entry.checkpoint and not Path(row.entry.checkpoint).exists():
@@ -69,26 +70,28 @@ def compare(comparison: Comparison) -> list[dict[str, Any]]:
     if failures:
         raise ConfigError("; ".join(failures))
     return [
-        {**read_json(file), "name": row.entry.name, "images": str(file.with_suffix(""))}
+        {**(read_json(file) if file.is_file() else kept[file.stem]), "name": row.entry.name,
+         "images": str(file.with_suffix(""))}
         for row, file in ((row, row.file(comparison)) for row in rows_of(comparison))
-        if file.is_file()
-    ]
+        if file.is_file() or file.stem in kept
+    ]  # fmt: skip
 
 
-def _restore(comparison: Comparison) -> None:
-    """Puts rows that only the file of results has, measured elsewhere, to the others."""
-    if not comparison.table.is_file():
-        return
+def kept_rows(comparison: Comparison) -> dict[str, dict[str, Any]]:
+    """The rows that the file of results has, wherever they were measured, by the name of a row's own file.
+
+    Raises:
+        ConfigError: it is a file of something else.
+    """
+    if not comparison.results or not Path(comparison.results).is_file():
+        return {}
     try:
-        kept = {Path(row["images"]).name: row for row in read_json(comparison.table)["values"]["rows"]}
-    except (KeyError, TypeError, ValueError) as error:
+        values = read_json(comparison.results)["values"]
+        return {Path(row["images"]).name: row for row in [*values["rows"], *values.get("unlisted", [])]}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"'{comparison.table}' holds no rows of a comparison; give another file of results, or remove it"
+            f"'{comparison.results}' holds no rows of a comparison; give another file of results, or remove it"
         ) from error
-    for file in (row.file(comparison) for row in rows_of(comparison)):
-        if file.stem in kept and not file.is_file():
-            values = kept[file.stem]
-            save_json({name: value for name, value in values.items() if name not in ("name", "images")}, file)
 
 
 def _finish(rows: list[Row], comparison: Comparison, lock: Lock) -> None:

@@ -138,8 +138,8 @@ class Comparison:
         batch_size: images per call.
         runs: where recipes are trained, and rows are kept with their images under `rows`. A row that is there is not
             measured again, by this list or another, so a comparison can be killed and continued.
-        results: the JSON file of all rows; `results.json` in the output if not given. What it has of these rows from
-            before, another machine's too, is not measured again either; only images are not kept there.
+        results: a file that an earlier comparison wrote. Rows that it has are not measured again either, whatever
+            machine they come from; only images are not in it.
         missing: `measure` rows that are not there, or `skip` them.
         prompts: a file of prompts or a set's name, used in turn; captions of held-out drawn images if not given.
         measures: what rows are measured by; `Drawn` if there are none.
@@ -195,11 +195,6 @@ class Comparison:
         """Of what rows are measured by, in the order of tables."""
         spent = ["steps_spent"] if any(entry.adaptive for entry in self.entries) else []
         return [*(name for measure in self.measures for name in measure.names), *spent, "seconds_per_image"]
-
-    @property
-    def table(self) -> Path:
-        """The file of all rows."""
-        return Path(self.results or Path(self.output) / "results.json")
 
     @cached_property
     def setting(self) -> Setting:

@@ -8,7 +8,9 @@ that of an unbroken run. A larger count adds to a folder.
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -358,18 +360,32 @@ def make_here(maker: Maker, title: str, processes: int = 1) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     maker.begin()
     todo = maker.missing()
-    processes = min(processes, len(todo)) if device.type == "cpu" else 1
+    alone = device.type != "cpu" or min(processes, len(todo)) < 2 or multiprocessing.current_process().daemon
+    # Begun before the bar, whose thread a forked process would lack.
+    workers = None if alone else iter(DataLoader(_Shards(maker, todo), None, num_workers=min(processes, len(todo))))
     with counted(title, maker.total(todo), maker.what) as advance:
-        if processes > 1:
-            shards = _Shards(maker, todo)
-            for made in DataLoader(shards, None, num_workers=processes, multiprocessing_context="forkserver"):
-                if isinstance(made, Exception):
-                    raise made
-                advance(made)
-        else:
+        if workers is None:
             for shard in todo:
                 maker.write(shard, device, advance)
+        else:
+            _collect(workers, maker, advance)
     maker.finish()
+
+
+def _collect(workers: Iterator[int | Exception], maker: Maker, advance: Advance) -> None:
+    """Waits for processes that share the work, shard by shard."""
+    try:
+        for made in workers:
+            if isinstance(made, Exception):
+                raise made
+            advance(made)
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error):
+            raise
+        raise ConfigError(
+            f"a process that made {maker.what} was killed, for its memory perhaps ({error}); the same command goes on "
+            "from the last whole shard, and with OMP_NUM_THREADS=1 one process makes them alone"
+        ) from error
 
 
 class _Shards(Dataset[int | Exception]):

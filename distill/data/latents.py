@@ -113,11 +113,12 @@ class LatentsData(loading.SharedFolders):
             )
 
     def _whole_and_other(self) -> bool:
-        """Whether the folder is finished, and not by what the recipe says of the making."""
+        """Whether the folder is finished, and not by what the recipe says of the making, or has more than that."""
         if not (Path(self.folder) / MANIFEST).is_file():
             return False
         manifest = read_manifest(self.folder)
-        return manifest["complete"] and bool(self._others(manifest["settings"]))
+        made = manifest["settings"]
+        return manifest["complete"] and (bool(self._others(made)) or made["count"] > self.generation.count)
 
     def _others(self, made: dict[str, Any]) -> list[str]:
         asked = {k: v for k, v in asdict(self.generation).items() if k not in ("count", "shard_size", "batch_size")}

@@ -8,10 +8,12 @@ from typing import Any
 
 import lightning as L
 from lightning.fabric.utilities.distributed import _InfiniteBarrier
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 from distill import backbones
 from distill.data.generate import Generation, Maker, PairGeneration, TeacherLatents, TeacherPairs
+from distill.errors import ConfigError
 from distill.progress import Advance, counted
 from distill.training.module import dtype_of
 
@@ -57,16 +59,23 @@ class ShardWriter(L.LightningModule):
 
 
 def generate(maker: Maker, accelerator: str, devices: str, num_nodes: int) -> None:
-    """Makes what is missing of a folder on all processes, then completes its manifest and says so."""
-    trainer = L.Trainer(
-        accelerator=accelerator,
-        devices=devices,
-        num_nodes=num_nodes,
-        logger=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        use_distributed_sampler=False,
-    )
+    """Makes what is missing of a folder on all processes, then completes its manifest and says so.
+
+    Raises:
+        ConfigError: no such accelerator or devices on this machine.
+    """
+    try:
+        trainer = L.Trainer(
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=num_nodes,
+            logger=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+            use_distributed_sampler=False,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        raise ConfigError(str(error)) from error
     writer = ShardWriter(maker)
     try:
         trainer.predict(writer, return_predictions=False)

@@ -46,18 +46,41 @@ def test_rows_are_an_entry_at_each_number_of_steps_and_each_training_seed(tmp_pa
 
 
 def test_rows_measured_elsewhere_are_taken_from_the_file_of_results(tmp_path: Path) -> None:
-    listed = comparison(tmp_path)
+    results = tmp_path / "results.json"
+    listed = comparison(tmp_path, results=str(results))
     files = [row.file(listed) for row in rows_of(listed)]
     rows = [{"name": "old", "images": f"elsewhere/{file.stem}", "fid_shapes": n} for n, file in enumerate(files)]
-    save_json({"values": {"rows": rows}}, listed.table)
+    save_json({"values": {"rows": rows}}, results)
     found = compare(listed)
     assert [row["fid_shapes"] for row in found] == [0, 1, 2, 3], "nothing was trained or measured"
     assert [row["name"] for row in found] == ["teacher", "teacher", "ours", "ours"]
     save_json({"fid_shapes": 7, "images": "kept"}, files[0])
     assert compare(listed)[0]["fid_shapes"] == 7, "what was measured here stays"
-    save_json({"values": 1}, listed.table)
+    assert not files[1].exists(), "another file of results measures it here"
+    save_json({"values": 1}, results)
     with pytest.raises(ConfigError, match=r"results.json' holds no rows of a comparison; give another file of results"):
         compare(listed)
+
+
+def test_a_file_of_results_loses_no_row_and_keeps_where_it_is_from(tmp_path: Path, monkeypatch, capsys) -> None:
+    """Rows the list does not name stay; a look at finished rows is no new measurement."""
+    monkeypatch.chdir(tmp_path)
+    results = tmp_path / "results.json"
+    entries = [Entry("teacher", pipeline="tiny-sd3", steps=[1])]
+    (row,) = rows_of(listed := Comparison(entries, "report", samples=100))
+    known = {"steps": 1, "fid_shapes": 3.0, "samples": 100, "seed": 0, "reference": "drawn images"}
+    rows = [known | {"name": "teacher", "images": row.file(listed).stem}, known | {"name": "other", "images": "other"}]
+    save_json({"values": {"rows": rows}}, results)
+    main(["compare", "--entries", '[{"name": "teacher", "pipeline": "tiny-sd3", "steps": [1]}]', "--output", "report",
+          "--samples", "100", "--results", str(results)])  # fmt: skip
+    assert "1 of 1 rows are taken from" in capsys.readouterr().err
+    kept = json.loads(results.read_text())
+    assert [row["name"] for row in kept["values"]["rows"]] == ["teacher"]
+    assert [row["name"] for row in kept["values"]["unlisted"]] == ["other"]
+    save_json(kept | {"machine": "another"}, results)
+    main(["compare", "--entries", '[{"name": "teacher", "pipeline": "tiny-sd3", "steps": [1]}]', "--output", "report",
+          "--samples", "100", "--results", str(results)])  # fmt: skip
+    assert json.loads(results.read_text()) == kept | {"machine": "another"}
 
 
 def test_other_weights_under_a_name_are_another_row(tmp_path: Path) -> None:

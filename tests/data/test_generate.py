@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -14,6 +16,7 @@ import torch
 
 from distill import backbones
 from distill.cli import main
+from distill.data import latents
 from distill.data.generate import (
     Generation,
     PairGeneration,
@@ -45,8 +48,21 @@ def shards(folder: Path) -> dict[str, str]:
     return json.loads((folder / "manifest.json").read_text())["shards"]
 
 
-def test_made_here_by_two_processes_it_is_the_same(whole: Path, sd3_folder: Path, tmp_path: Path) -> None:
-    make_here(maker(sd3_folder, tmp_path), "latents", processes=2)
+class Noted(TeacherLatents):
+    """Whose writers leave their process numbers in the folder."""
+
+    def write(self, *arguments: Any) -> None:
+        (self.folder / f"pid-{os.getpid()}").touch()
+        super().write(*arguments)
+
+
+def test_made_here_by_two_processes_it_is_the_same(
+    whole: Path, sd3_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    make_here(Noted(backbones.load(str(sd3_folder)), tmp_path, SETTINGS), "latents", processes=2)
+    writers = {path.name for path in tmp_path.glob("pid-*")}
+    assert len(writers) == 2 and f"pid-{os.getpid()}" not in writers
     one, two = LatentsDataset(whole), LatentsDataset(tmp_path)
     assert len(two) == len(one) == 40
     assert two.__getitems__([0, 39])["prompts"] == one.__getitems__([0, 39])["prompts"]
@@ -54,13 +70,36 @@ def test_made_here_by_two_processes_it_is_the_same(whole: Path, sd3_folder: Path
 
 
 class FullDisk(TeacherLatents):
-    def write(self, *_: object) -> None:
+    def write(self, *_: Any) -> None:
         raise ConfigError("the disk is full")
 
 
-def test_what_stops_a_process_that_shares_is_one_sentence(sd3_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="^the disk is full$"):
-        make_here(FullDisk(backbones.load(str(sd3_folder)), tmp_path, SETTINGS), "latents", processes=2)
+class Killed(TeacherLatents):
+    def write(self, *_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("writer", "sentence"),
+    [
+        (FullDisk, "^the disk is full$"),
+        (Killed, "^a process that made latents was killed.*goes on from the last whole"),
+    ],
+)
+def test_what_stops_a_process_that_shares_is_one_sentence(
+    writer: type[TeacherLatents], sentence: str, sd3_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=sentence):
+        make_here(writer(backbones.load(str(sd3_folder)), tmp_path, SETTINGS), "latents", processes=2)
+
+
+def test_a_shipped_teachers_latents_are_made_on_every_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(latents, "make_here", lambda maker, title, processes: asked.append(processes))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    LatentsData(str(tmp_path), "tiny-sd3").prepare_data()
+    assert asked == [5]
 
 
 def test_latents_are_the_pipelines_own(whole: Path, sd3_folder: Path) -> None:
@@ -288,6 +327,8 @@ def test_a_finished_folder_of_a_shipped_teacher_is_used_as_it_is(tmp_path: Path)
     make_here(TeacherLatents(backbones.load("tiny-sd3"), tmp_path, dataclasses.replace(made, count=5)), "latents")
     LatentsData(str(tmp_path), "tiny-sd3", dataclasses.replace(made, count=6)).prepare_data()
     assert len(LatentsDataset(tmp_path)) == 6, "made by the same settings, it grows to what is asked"
+    LatentsData(str(tmp_path), "tiny-sd3", made).prepare_data()
+    assert len(LatentsDataset(tmp_path)) == 6, "and more are used as they are"
 
 
 def test_a_damaged_manifest_gets_a_sentence(whole: Path, sd3_folder: Path, tmp_path: Path) -> None:
