@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import warnings
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -360,25 +359,25 @@ def make_here(maker: Maker, title: str, processes: int = 1) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     maker.begin()
     todo = maker.missing()
-    alone = device.type != "cpu" or min(processes, len(todo)) < 2 or multiprocessing.current_process().daemon
-    # Begun before the bar, whose thread a forked process would lack.
-    workers = None if alone else iter(DataLoader(_Shards(maker, todo), None, num_workers=min(processes, len(todo))))
-    with counted(title, maker.total(todo), maker.what) as advance:
-        if workers is None:
+    processes = min(processes, len(todo))
+    if processes > 1 and device.type == "cpu" and not multiprocessing.current_process().daemon:
+        _write_on_cores(maker, todo, title, processes)
+    else:
+        with counted(title, maker.total(todo), maker.what) as advance:
             for shard in todo:
                 maker.write(shard, device, advance)
-        else:
-            _collect(workers, maker, advance)
     maker.finish()
 
 
-def _collect(workers: Iterator[int | Exception], maker: Maker, advance: Advance) -> None:
-    """Waits for processes that share the work, shard by shard."""
+def _write_on_cores(maker: Maker, todo: list[int], title: str, processes: int) -> None:
+    """Writes the shards `todo` in as many processes of one thread."""
     try:
-        for made in workers:
-            if isinstance(made, Exception):
-                raise made
-            advance(made)
+        workers = iter(DataLoader(_Shards(maker, todo), None, num_workers=processes))  # before the bar starts a thread
+        with counted(title, maker.total(todo), maker.what) as advance:
+            for made in workers:
+                if isinstance(made, Exception):
+                    raise made
+                advance(made)
     except RuntimeError as error:
         if "DataLoader worker (pid" not in str(error):
             raise
