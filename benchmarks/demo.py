@@ -27,7 +27,7 @@ def main() -> None:
     quiet()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="the folder `distill fit` wrote")
-    parser.add_argument("--samples", type=int, default=1024, help="images per cell of the table")
+    parser.add_argument("--samples", type=int, default=768, help="images per cell of the table")
     arguments = parser.parse_args()
     run: Path = arguments.run
     export(run / "checkpoints" / "last.ckpt", run / "student")

@@ -9,6 +9,12 @@ from distill.backbones.sd3 import SD3Denoiser
 from tests import pipelines, tiny
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Whatever ran before, in whatever order the tests are dealt out."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def sd3() -> SD3Denoiser:
     return tiny.sd3_denoiser()

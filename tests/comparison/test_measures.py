@@ -66,7 +66,9 @@ def test_prompts_that_are_no_captions_are_refused(tmp_path: Path) -> None:
 def test_judged_is_the_mean_score(tmp_path: Path) -> None:
     from distill.collaboration.judges import open_judge
 
-    given, images = setting(tmp_path), torch.rand(6, 3, 32, 32)
+    given = setting(tmp_path)
+    images = ShapesDataset(6, seed=HELD_OUT).__getitems__(list(range(6)))["pixels"] / 2 + 0.5
+    images[:3] = 1 - images[:3]  # some do not show what they should
     values = told(Judged("small-shapes"), given, NOBODY, images)
     expected = open_judge("small-shapes")(given.prompts, images)
     assert values["small-shapes"] == pytest.approx(float(expected.mean()), abs=1e-5)
