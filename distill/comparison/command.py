@@ -52,14 +52,14 @@ def compare(
     file = Path(results or Path(output) / "results.json")
     check_folder(output)
     check_file(file)
-    command, rows, table, before = shlex.join(["distill", *sys.argv[1:]]), [], [], {}
+    before = comparing.kept_rows(file)
+    command, rows, table = shlex.join(["distill", *sys.argv[1:]]), [], []
     comparison = None
     if entries:
         by = measures or [Drawn()]
         comparison = Comparison(
             entries, output, samples, seeds, seed, batch_size, runs, missing, prompts, str(file), by
         )
-        before = comparing.kept_rows(comparison)
     names = [f"{row.entry.name}@{row.steps}" for row in rows_of(comparison)] if comparison else []
     check(claims, names, comparison.names if comparison else [])
     if comparison is not None:

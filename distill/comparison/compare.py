@@ -46,7 +46,7 @@ def compare(comparison: Comparison) -> list[dict[str, Any]]:
     Raises:
         ConfigError: trainings that failed or pipelines that cannot be opened, once all others are done.
     """
-    kept = kept_rows(comparison)
+    kept = kept_rows(comparison.results)
     groups: dict[Path, list[Row]] = {}
     for row in rows_of(comparison) if comparison.missing == "measure" else ():
         if row.file(comparison).stem not in kept:
@@ -77,20 +77,20 @@ def compare(comparison: Comparison) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def kept_rows(comparison: Comparison) -> dict[str, dict[str, Any]]:
-    """The rows that the file of results has, wherever they were measured, by the name of a row's own file.
+def kept_rows(results: str | Path | None) -> dict[str, dict[str, Any]]:
+    """The rows that a file of results has, if there is one, wherever they were measured, by the name of a row's file.
 
     Raises:
         ConfigError: it is a file of something else.
     """
-    if not comparison.results or not Path(comparison.results).is_file():
+    if results is None or not Path(results).is_file():
         return {}
     try:
-        values = read_json(comparison.results)["values"]
+        values = read_json(results)["values"]
         return {Path(row["images"]).name: row for row in [*values["rows"], *values.get("unlisted", [])]}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"'{comparison.results}' holds no rows of a comparison; give another file of results, or remove it"
+            f"'{results}' holds no rows of a comparison; give another file of results, or remove it"
         ) from error
 
 

@@ -81,6 +81,12 @@ def test_a_file_of_results_loses_no_row_and_keeps_where_it_is_from(tmp_path: Pat
     main(["compare", "--entries", '[{"name": "teacher", "pipeline": "tiny-sd3", "steps": [1]}]', "--output", "report",
           "--samples", "100", "--results", str(results)])  # fmt: skip
     assert json.loads(results.read_text()) == kept | {"machine": "another"}
+    about = {"claim": "a", "source": "ours", "metric": "fid_shapes", "order": "x < y"}
+    save_json({"one": 1.0}, tmp_path / "own.json")
+    values = {name: {"file": "own.json", "value": "one"} for name in "xy"}
+    claims = json.dumps([about | {"values": values}])
+    main(["compare", "--entries", "[]", "--output", "report", "--claims", claims, "--results", str(results)])
+    assert len(json.loads(results.read_text())["values"]["unlisted"]) == 2, "claims alone take no row away either"
 
 
 def test_other_weights_under_a_name_are_another_row(tmp_path: Path) -> None:
