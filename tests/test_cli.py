@@ -205,10 +205,6 @@ def test_what_a_parser_found_wrong_is_one_sentence(capsys: pytest.CaptureFixture
         (["fit"], "nothing says what data, model is; a recipe does, such as --config recipes/tiny_ladd.yaml"),
         (["fit", "--config", "recipes/nope.yaml"], "recipes/nope.yaml'; --config is the path of a YAML file"),
         (["fit", "--config", str(ROOT / "Makefile")], "error: what --config names is no YAML: "),
-        (
-            fit_recipe("--samples.steps", "[0]"),
-            "this student samples in 1 to 4 steps, as many as it has levels; not in 0",
-        ),
         (fit_recipe("--trainer.accelerator", "mps"), "MPS"),
         (["evaluate", "--pipeline", "tiny-sd", "--samples", "1"], "needs 2 images or more; got --samples 1"),
         (["export", "--checkpoint", str(ROOT), "--output", "out"], "is a folder and no checkpoint"),
@@ -258,6 +254,12 @@ def test_what_a_parser_found_wrong_is_one_sentence(capsys: pytest.CaptureFixture
         said = capsys.readouterr().err
         assert stopped.value.code == 2 and sentence in said
         assert not any(word in said for word in ("Union", "Namespace", "<class")) and len(said.splitlines()) == 1, said
+
+
+def test_grids_that_cannot_be_are_refused_before_data_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = mistake(capsys, fit_recipe("--samples.steps", "[0]", "--data.folder", str(tmp_path / "latents")))
+    assert "this student samples in 1 to 4 steps, as many as it has levels; not in 0" in error
+    assert not (tmp_path / "latents").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")

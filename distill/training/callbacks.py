@@ -43,10 +43,19 @@ class SampleGrid(L.Callback):
         self.steps, self.every, self.folder, self.scale = steps, every, folder, scale
         self._last = -1
 
-    def setup(self, trainer: L.Trainer, module: Any, stage: str) -> None:
-        if self.every and stage == "fit":
+    def check(self, module: DistillModule) -> None:
+        """Refuses numbers of steps that the student will not have.
+
+        Raises:
+            ConfigError: one of them has no levels.
+        """
+        if self.every:
             for n in self._counts(module):
                 module.inputs.visited(n)
+
+    def setup(self, trainer: L.Trainer, module: Any, stage: str) -> None:
+        if stage == "fit":
+            self.check(module)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
         step = trainer.global_step

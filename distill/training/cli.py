@@ -118,6 +118,12 @@ class DistillCLI(LightningCLI):
         callbacks.insert(0, TrainingCost())
         return trainer
 
+    def before_fit(self) -> None:
+        """Refuses what the grids cannot show before any data is made, which may take long."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, SampleGrid) and isinstance(self.model, DistillModule):
+                callback.check(self.model)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What every run shows and keeps, each a section of the recipe beside `model`, `data` and `trainer`."""
         parser.add_lightning_class_args(SampleGrid, "samples")
