@@ -70,6 +70,29 @@ def test_areas_of_a_critic_are_those_of_the_runs_own(
     assert set(critic_auc.areas(last, str(sd3_latents), count=16, seed=0).values()) == {(1.0, 1.0)}
 
 
+def test_parts_of_the_distance_add_up_and_shares_are_those_read_off() -> None:
+    import attributes
+
+    from distill.data.shapes_data import ShapesDataset
+    from distill.evaluation.metrics import FidShapes
+
+    images = [ShapesDataset(96, seed=seed).__getitems__(list(range(96)))["pixels"] / 2 + 0.5 for seed in (1, 5)]
+    metric = FidShapes()
+    metric.update(images[0], real=True)
+    metric.update(images[1], real=False)
+    real, painted = attributes.drawn(96), attributes.looked_at(images[1])
+    assert sum(attributes.distance(painted[0], real[0])) == pytest.approx(metric.compute().item(), rel=1e-3)
+    assert attributes.distance(real[0] + 1.0, real[0])[0] == pytest.approx(64.0)
+
+    moved = real[1].clone()
+    moved[:, attributes.shapes.LAYOUT] = 2
+    changes = attributes.shifts(moved, real[1])
+    assert changes["layout"][2] > 0.3 and sum(changes["layout"]) == pytest.approx(0.0, abs=1e-9)
+    assert all(change == 0 for name in ("background", "shape_1") for change in changes[name])
+    told = attributes.describe(lambda prompts, seed, batch_size: images[0], real, 96, 0)  # the drawn ones themselves
+    assert told.startswith("fid_shapes ") and "alignment 1.0000" in told and "-" not in told.replace("-0.0", "")
+
+
 def test_results_page_is_what_the_files_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import tables
 

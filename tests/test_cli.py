@@ -256,7 +256,9 @@ def test_what_a_parser_found_wrong_is_one_sentence(capsys: pytest.CaptureFixture
         assert not any(word in said for word in ("Union", "Namespace", "<class")) and len(said.splitlines()) == 1, said
 
 
-def test_grids_that_cannot_be_are_refused_before_data_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_grids_that_cannot_be_are_refused_before_data_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     error = mistake(capsys, fit_recipe("--samples.steps", "[0]", "--data.folder", str(tmp_path / "latents")))
     assert "this student samples in 1 to 4 steps, as many as it has levels; not in 0" in error
     assert not (tmp_path / "latents").exists()
