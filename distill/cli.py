@@ -402,9 +402,17 @@ def _compare(command: str, arguments: list[str]) -> None:
 
 
 def _train(command: str, arguments: list[str]) -> None:
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    from distill.errors import ENDED
     from distill.training.cli import DistillCLI
 
-    DistillCLI([command, *arguments])
+    try:
+        DistillCLI([command, *arguments])
+    except SIGTERMException:  # an exit of code 0 by itself, after which a script would go on with half a student
+        again = "; --ckpt_path last goes on from the last checkpoint" if command == "fit" else ""
+        print(f"distill: ended by SIGTERM before {command} was through{again}", file=sys.stderr)
+        sys.exit(ENDED)
 
 
 def _function(function: Callable[..., None]) -> Callable[[str, list[str]], None]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import re
 
+ENDED = 143  # the exit code of a process that a SIGTERM ended, as a shell has it
+
 
 class ConfigError(Exception):
     """A setting, path or combination that cannot work: says what was given, what is accepted and what to do.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from distill import backbones
 from distill.data.generate import Generation, Maker, PairGeneration, TeacherLatents, TeacherPairs
-from distill.errors import ConfigError
+from distill.errors import ENDED, ConfigError
 from distill.progress import Advance, counted
 from distill.training.module import dtype_of
 
@@ -34,6 +35,7 @@ class ShardWriter(L.LightningModule):
 
     def predict_dataloader(self) -> Any:
         """This process's shards of those that one process found missing, before any began to write."""
+        end_when_told()
         self.maker.check()
         todo = self._todo() if self.trainer.is_global_zero else []
         wait_for_all()
@@ -85,6 +87,21 @@ def generate(maker: Maker, accelerator: str, devices: str, num_nodes: int) -> No
     if trainer.is_global_zero:
         maker.finish()
         print(f"{maker.count} {maker.what} are in {maker.folder}")
+
+
+def end_when_told() -> None:
+    """Lets a SIGTERM end the process at once: shards are written whole or not at all, so nothing is lost.
+
+    Lightning's handler, which passes it on to the processes it has launched, only notes it otherwise.
+    """
+    note = signal.getsignal(signal.SIGTERM)
+
+    def end(number: int, frame: Any) -> None:
+        if callable(note):
+            note(number, frame)
+        raise SystemExit(ENDED)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def wait_for_all() -> None:

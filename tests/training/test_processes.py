@@ -162,6 +162,30 @@ def test_killed_run_continues_bit_for_bit(method: Method, tmp_path: Path) -> Non
     assert min(logged(killed)["step"]) >= 3, "the second run began anew"
 
 
+@pytest.mark.parametrize("command", ["fit", "generate"])
+def test_a_sigterm_ends_what_runs_and_no_script_goes_on(
+    command: str, sd3_folder: Path, sd3_latents: Path, tmp_path: Path
+) -> None:
+    """Lightning ends a training with exit code 0 then, and does not end the making of data at all."""
+    if command == "fit":
+        begun = tmp_path / "checkpoints" / "last.ckpt"
+        options = {"trainer__max_steps": 100000, "checkpoint__every_n_train_steps": 1}
+        arguments = fit_arguments("ladd_sd3.yaml", sd3_folder, sd3_latents, tmp_path, **options)
+    else:
+        begun = tmp_path / "shard-000000.arrow"
+        arguments = ["generate", "latents", "--teacher", str(sd3_folder), "--output", str(tmp_path)]
+        arguments += ["--count", "80000", "--shard_size", "8", "--steps", "2", "--accelerator", "cpu"]
+    run = Forked(arguments)
+    while not begun.exists():
+        assert not run.ended, "it ended before anything was written"
+        time.sleep(0.01)
+    run.terminate()
+    codes, said = run.wait(60)
+    assert codes == [143], said[-2000:]
+    if command == "fit":
+        assert "distill: ended by SIGTERM before fit was through; --ckpt_path last goes on from" in said
+
+
 @pytest.mark.parametrize("method", ["ladd"], indirect=True)
 @pytest.mark.parametrize(
     ("before", "after"),
