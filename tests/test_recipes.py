@@ -63,6 +63,22 @@ def test_add_runs_two_steps(
 
 
 @pytest.mark.parametrize(
+    ("recipe", "family"),
+    [("consistency_sd15.yaml", "sd_folder"), ("lcm_sdxl.yaml", "sdxl_folder"), ("ladd_sd3.yaml", "sd3_folder")],
+)
+def test_grids_are_painted_beside_a_teacher_of_lower_precision(
+    recipe: str, family: str, pictures: Path, sd3_latents: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """As the recipes have it: the student and its autoencoder are float32, the text encoders are not."""
+    real = {"data__source": pictures, "data__height": 32, "data__width": 32}
+    data, options = (sd3_latents, {}) if family == "sd3_folder" else (None, real)
+    options |= {"model__teacher_dtype": "bfloat16", "trainer__precision": "bf16-mixed"}
+    options |= {"trainer__max_steps": 1, "samples__every": 1}
+    main(fit_arguments(recipe, request.getfixturevalue(family), data, tmp_path, **options))
+    assert (tmp_path / "samples" / "step-000001.png").is_file()
+
+
+@pytest.mark.parametrize(
     ("recipe", "family"), [("consistency_sd15.yaml", "sd_folder"), ("lcm_sdxl.yaml", "sdxl_folder")]
 )
 def test_consistency_runs_two_steps(

@@ -56,9 +56,10 @@ def per_sample(logits: Logits) -> Tensor:
     return torch.stack([head.float().flatten(1).mean(1) for head in logits]).mean(0)
 
 
-def mean_logit(logits: Logits) -> Tensor:
-    """The mean over all there is, 0-dim, for reports."""
-    return torch.stack([head.detach().float().mean() for head in logits]).mean()
+def mean_logit(logits: Logits, some: Tensor | None = None) -> Tensor:
+    """The mean over all samples, or over those of a mask `[B]`, 0-dim, for reports; 0 where it has none."""
+    each = per_sample([head.detach() for head in logits])
+    return each.mean() if some is None else (each * some).sum() / some.sum().clamp(min=1)
 
 
 def neighbours(size: int, device: torch.device) -> Tensor:
@@ -123,7 +124,8 @@ class ApproximateR1(R1):
 
     Args:
         weight: gamma. arXiv 2501.08316 uses 100 with its sigma.
-        sigma: standard deviation of the perturbation.
+        sigma: standard deviation of the perturbation; 0.1 for a critic that computes in bfloat16, whose steps near 1
+            are .008 wide and would be most of what a smaller one changes (and gamma 1: the two act as gamma sigma^2).
         every: as in `R1`.
     """
 

@@ -25,7 +25,8 @@ FILES = {".parquet": "parquet", ".tar": "webdataset"}
 class ImagesDataset:
     """Images with their captions, resized and cropped to one size.
 
-    An image that cannot be read is replaced by the next one that can, and named in the batch.
+    An image that cannot be read, or has no caption, is replaced by the next one that can, and named in the batch. Of a
+    row with several captions the first is taken.
 
     Args:
         source: a folder (images with a metadata.jsonl or metadata.csv, parquet files, or webdataset archives), one
@@ -68,9 +69,10 @@ class ImagesDataset:
         for offset in range(len(self)):
             row = self.rows[(index + offset) % len(self)]
             try:
-                return resize_and_crop(_decode(row[self.image]), self.height, self.width) * 2 - 1, row[self.caption]
-            except (OSError, ValueError, SyntaxError):  # what Pillow raises at broken files
-                unread.append(row[self.image].get("path") or f"row {(index + offset) % len(self)}")
+                picture = resize_and_crop(_decode(row[self.image]), self.height, self.width) * 2 - 1
+                return picture, _one(row[self.caption])
+            except Exception:  # decoders have many kinds of their own, and one row must not end a run of weeks
+                unread.append((row[self.image] or {}).get("path") or f"row {(index + offset) % len(self)}")
         raise ConfigError(f"none of the {len(self)} images of '{self.source}' can be read")
 
 
@@ -191,9 +193,18 @@ def _read(source: str, split: str) -> Any:
         ) from error
 
 
+def _one(caption: Any) -> str:
+    """The caption of a row, or the first of several."""
+    first = caption[0] if isinstance(caption, list) else caption
+    if not isinstance(first, str):
+        raise ValueError(f"a caption is text; here is {first!r}")
+    return first
+
+
 def _decode(image: dict[str, Any]) -> Tensor:
-    from PIL import Image
+    """The picture as it is meant to be seen, `[3, H, W]` in [0, 1]: cameras store a turned one and say so beside it."""
+    from PIL import Image, ImageOps
     from torchvision.transforms.v2 import functional as F
 
     with Image.open(io.BytesIO(image["bytes"]) if image["bytes"] else image["path"]) as opened:
-        return F.pil_to_tensor(opened.convert("RGB")).float() / 255
+        return F.pil_to_tensor(ImageOps.exif_transpose(opened).convert("RGB")).float() / 255

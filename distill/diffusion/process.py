@@ -114,7 +114,7 @@ class VariancePreserving(Process):
                 "the answer would hold nothing of the picture; set model.schedule.prediction_type to v_prediction or "
                 "sample"
             )
-        self.table = torch.cat([torch.ones(1), alphas_cumprod.float().cpu()])
+        self.table = torch.cat([torch.ones(1, device="cpu"), alphas_cumprod.float().cpu()])
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         self.table = self.table.to(t.device)

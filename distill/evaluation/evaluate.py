@@ -125,7 +125,8 @@ def reference_images(folder: str | Path, size: tuple[int, int]) -> Iterator[Tens
     if len(files) < 2:
         raise ConfigError(f"the reference '{folder}' holds {len(files)} images; give a folder with 2 or more")
     for file in files:
-        yield resize_and_crop(decode_image(str(file), ImageReadMode.RGB).float() / 255, *size)
+        picture = decode_image(str(file), ImageReadMode.RGB, apply_exif_orientation=True)
+        yield resize_and_crop(picture.float() / 255, *size)
 
 
 def _tracked(painted: Iterator[Any], samples: int, batch_size: int) -> Any:

@@ -140,13 +140,15 @@ class LatentAdversarial(Strategy):
             terms = {"game": self.loss.critic(real, fake)}
             if pays:
                 terms["r1"] = self._penalty(real, real_features, batch, t, real_noise)
-        self.report = {"real": mean_logit(real), "fake": mean_logit([head[own] for head in fake])}
+        self.report = {"real": mean_logit(real), "fake": mean_logit(fake, own)}
         return terms
 
-    def _mix(self, x0: Tensor, batch: Batch) -> tuple[Tensor | slice, Tensor]:
-        """Which fakes are the student's, a mask `[B]` or all, and the fakes: elsewhere a neighbour's real latents."""
+    def _mix(self, x0: Tensor, batch: Batch) -> tuple[Tensor | None, Tensor]:
+        """Which fakes are the student's, a mask `[B]` or None for all, and the fakes: elsewhere a neighbour's real
+        latents.
+        """
         if not self.mixed_latents:
-            return slice(None), x0
+            return None, x0
         own = batch.draws.uniform("ladd/critic/mix") >= self.mixed_latents
         return own, pick(own, x0, batch.x0[neighbours(len(x0), x0.device)])
 

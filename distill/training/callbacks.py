@@ -241,6 +241,8 @@ def peak_memory() -> int:
 def painters(module: DistillModule, steps: tuple[int, ...]) -> dict[int, Painter]:
     """The module's current student as stock pipelines, one per number of steps, sharing its networks."""
     shared = {"vae": module.autoencoder.network.network, **module.text_encoder.network.components}
+    # It is given embeddings, and would cast them, and the noise, to the precision of text encoders it has.
+    shared |= {name: None for name in shared if name.startswith("text_encoder")}
     pipeline = module.backbone.student_pipeline(module.sampled, **shared, **module.backbone.unchecked)
     pipeline.set_progress_bar_config(disable=True)
 

@@ -51,7 +51,7 @@ class DistillModule(L.LightningModule):
         student_init: where the student's weights begin: `teacher`, a checkpoint of an earlier run with the same teacher
             and schedule, or `random` for comparison.
         teacher_dtype: of the teacher's weights, `float32` or `bfloat16`.
-        checkpoint: recompute the activations of student and teacher in the backward pass.
+        checkpoint: recompute the activations of student, teacher and the autoencoder's decoder in the backward pass.
         compiled: compile student and teacher per block.
         patience: stop after this many updates in a row that were not finite.
 
@@ -142,9 +142,16 @@ class DistillModule(L.LightningModule):
         parallel.check_strategy(self.trainer.strategy, str(self.trainer.precision))
 
     def configure_model(self) -> None:
-        """Reads the weights, builds the critics, and shards; Lightning may call it more than once."""
-        if self.student is not None:
-            return
+        """Reads the weights, builds the critics, and shards; Lightning may call it more than once.
+
+        All begin on the CPU, whatever device Lightning makes the default one here, so that what a critic begins with is
+        the same under every strategy; Lightning, or sharding, moves them.
+        """
+        if self.student is None:
+            with torch.device("cpu"):
+                self._configure()
+
+    def _configure(self) -> None:
         mesh = self.device_mesh["data_parallel"] if self._sharded() else None  # type: ignore[index]
         earlier = self._earlier()  # sharded one after the other, so that few networks are whole at a time
         self.student = self._begun(earlier).train()
@@ -154,13 +161,21 @@ class DistillModule(L.LightningModule):
         teacher = backbones.load(self.teacher_name, self.teacher_dtype)
         self.teacher = Frozen(teacher.denoiser())
         self.text_encoder = Frozen(teacher.text_encoder())
-        torch.manual_seed(self.seed)  # the critics begin alike on every process
-        for strategy in self.strategies:
-            strategy.configure(self.backbone, self.teacher)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)  # the critics begin alike on every process
+            for strategy in self.strategies:
+                strategy.configure(self.backbone, self.teacher)
         parallel.prepare(self.teacher.network, mesh, self.checkpoint, self.compiled)
         self._prepare_critics(mesh)
         if self._trainer is not None:
             parallel.average_alone(self, self.trainer.strategy)
+
+    def on_train_start(self) -> None:
+        """Gives what draws from torch's own generators, such as dropout in a critic, other numbers on each process and
+        after each resume. What is to be repeated exactly draws from `Batch.draws`.
+        """
+        draws = Draws(self.seed, self.global_step, self.global_rank, 1, torch.device("cpu"))
+        torch.manual_seed(draws.generators("torch's own")[0].initial_seed())
 
     def _averages(self) -> dict[Denoiser, float]:
         """The moving averages of the student that are kept, with their decays."""
@@ -210,7 +225,10 @@ class DistillModule(L.LightningModule):
     def autoencoder(self) -> Frozen:
         """The pipeline's autoencoder, read when it is first needed: a latent method never does."""
         if self._autoencoder is None:
-            self._autoencoder = Frozen(self.backbone.autoencoder()).to(self.device)
+            autoencoder = self.backbone.autoencoder()
+            if self.checkpoint:  # its decoder keeps more for the backward pass than any other network
+                autoencoder.network.enable_gradient_checkpointing()
+            self._autoencoder = Frozen(autoencoder).to(self.device)
         return self._autoencoder
 
     def _decode(self, latents: Tensor) -> Tensor:

@@ -1,3 +1,4 @@
+import io
 import json
 import tarfile
 from pathlib import Path
@@ -5,13 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from datasets import Dataset, Features, Image, Value
+from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Pillow
 
 from distill import backbones
 from distill.data.images import EncodedImages, ImagesData, ImagesDataset, resize_and_crop
 from distill.data.shards import LatentsDataset
 from distill.errors import ConfigError
+from distill.evaluation.evaluate import reference_images
 
 COLOURS = {"red": (1.0, -1.0, -1.0), "lime": (-1.0, 1.0, -1.0), "blue": (-1.0, -1.0, 1.0), "white": (1.0, 1.0, 1.0)}
 
@@ -91,6 +93,36 @@ def test_images_that_cannot_be_read_are_skipped_and_named(pictures: Path) -> Non
         (pictures / f"{colour}.png").write_bytes(b"no picture")
     with pytest.raises(ConfigError, match="none of the 4 images of .* can be read"):
         ImagesDataset(str(pictures), 16, 16).__getitems__([0])
+
+
+def test_a_row_that_cannot_be_used_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture too large to open, one without a caption, and one that is there with several."""
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 100)
+    sizes, captions = [(30, 30), (8, 8), (8, 8), (8, 8)], [["too large"], [], ["the first", "the second"], ["another"]]
+    made = []
+    for index, size in enumerate(sizes):
+        picture = io.BytesIO()
+        Pillow.new("RGB", size, (10 * index, 0, 0)).save(picture, "png")
+        made.append({"bytes": picture.getvalue(), "path": f"{index}.png"})
+    features = Features({"image": Image(), "text": List(Value("string"))})
+    Dataset.from_dict({"image": made, "text": captions}, features=features).to_parquet(tmp_path / "rows.parquet")
+    batch = ImagesDataset(str(tmp_path / "rows.parquet"), 8, 8).__getitems__([0, 1, 2, 3])
+    assert batch["prompts"] == ["the first", "the first", "the first", "another"]
+    assert batch["unread"] == ["0.png", "1.png", "1.png"]
+
+
+def test_a_picture_is_turned_as_its_camera_says(tmp_path: Path) -> None:
+    picture = Pillow.new("RGB", (16, 8), "red")
+    picture.paste("blue", (8, 0, 16, 8))  # stored lying, red on the left
+    turned = Pillow.Exif()
+    turned[0x0112] = 6  # to be turned by a quarter to the right: red is on top
+    picture.save(tmp_path / "turned.png", exif=turned)
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "turned.png", "text": "red above blue"}))
+    seen = ImagesDataset(str(tmp_path), 16, 8).__getitems__([0])["pixels"][0]
+    assert seen[0, 2].mean() > 0.9 and seen[0, -2].mean() < -0.9
+    Pillow.new("RGB", (8, 8)).save(tmp_path / "second.png")
+    reference = dict(zip(["second", "turned"], reference_images(tmp_path, (16, 8)), strict=True))
+    torch.testing.assert_close(reference["turned"], seen / 2 + 0.5)
 
 
 def test_latents_are_encoded_once(pictures: Path, sd_folder: Path, tmp_path: Path) -> None:

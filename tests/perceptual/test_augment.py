@@ -54,6 +54,17 @@ def test_flips_turns_and_moves_go_where_they_say() -> None:
     assert torch.allclose(moved[:, :, :-2, :3], mirrored[:, :, 2:], atol=1e-4)
 
 
+@pytest.mark.parametrize("kinds", ["b", "g", "bgco"])
+def test_places_are_float32_whatever_the_networks_compute_in(kinds: str) -> None:
+    x = torch.randn(6, 4, 64, 64, generator=torch.Generator().manual_seed(1))
+    plain, _ = Ensemble(kinds)(x, x, DRAWS, "ensemble")
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed, _ = Ensemble(kinds)(x, x, DRAWS, "ensemble")
+        given_lower, _ = Ensemble(kinds)(x.bfloat16(), x.bfloat16(), DRAWS, "ensemble")
+    assert torch.equal(plain, mixed)
+    assert (plain - given_lower).norm() < 0.01 * plain.norm()
+
+
 def test_a_scale_enlarges() -> None:
     x = torch.zeros(3, 1, 17, 17)
     x[:, :, 4:13, 4:13] = 1

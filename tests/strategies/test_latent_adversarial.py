@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.adversarial.gan import ApproximateR1, ExactR1, Hinge, Logistic
+from distill.adversarial.gan import ApproximateR1, ExactR1, Hinge, Logistic, mean_logit
 from distill.batch import Batch, Sample
 from distill.diffusion.levels import Discrete
 from distill.errors import ConfigError
@@ -90,6 +90,14 @@ def test_mixed_fakes_are_the_neighbours_real_latents_under_the_prompt_as_it_was(
     assert not own.any() and torch.equal(fakes, batch.x0[[1, 0, 3, 2, 5, 4, 5]])
     own, fakes = LatentAdversarial(mixed_latents=0.5)._mix(many, batch)
     assert 0 < own.sum() < 7 and torch.equal(fakes[own], many[own])
+
+
+def test_a_process_whose_fakes_are_all_mixed_reports_no_nan():
+    game = Game(mixed_latents=0.9999)
+    game.strategy.critic_loss(game.sample, game.batch, 0)
+    assert game.strategy.report["fake"] == 0
+    logits = [torch.tensor([[1.0], [3.0]]), torch.tensor([[5.0], [7.0]])]
+    assert mean_logit(logits) == 4 and mean_logit(logits, torch.tensor([False, True])) == 5
 
 
 def test_mixing_needs_two_samples():

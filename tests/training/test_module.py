@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -245,6 +246,64 @@ def test_both_terms_of_add_share_one_pass_of_the_decoder_there_and_back(sd_folde
     )  # fmt: skip
     trainer.fit(model, ShapesData(batch_size=4))
     assert passes == {"with a graph": 2, "without": 2, "backward": 2}
+
+
+@pytest.mark.parametrize("family", ["sd_folder", "sd3_folder"])
+def test_networks_begin_on_the_cpu_whatever_device_is_the_default(
+    family: str, vit_folder: Path, request: pytest.FixtureRequest
+) -> None:
+    """Lightning makes a GPU the default device while it builds them; `meta` shows here what would land there."""
+    terms: list[Strategy] = [LatentAdversarial(), PixelAdversarial(vision=str(vit_folder), image=None)]
+    model = module(request.getfixturevalue(family), [*terms, ScoreDistillation()])
+    with torch.device("meta"):
+        model.configure_model()
+        on_meta = torch.empty(0).device.type
+    assert on_meta == "meta"
+    assert model.student is not None
+    networks = [model, model.teacher.network, model.text_encoder.network, model.student]
+    tensors = [tensor for network in networks for tensor in [*network.parameters(), *network.buffers()]]
+    assert {tensor.device.type for tensor in tensors} == {"cpu"}
+    answer = model.student(
+        torch.zeros(1, *model.backbone.latent_shape(None, None)), torch.ones(1), model.conditioning(["a"])
+    )
+    assert answer.device.type == "cpu"
+
+
+def test_torchs_own_numbers_are_others_on_each_process_and_after_a_resume(sd3_folder: Path) -> None:
+    def drawn(rank: int, step: int) -> Tensor:
+        model = module(sd3_folder, [Pull()], ema=None)
+        torch.manual_seed(7)
+        model.configure_model()
+        beside = torch.rand(3)
+        torch.manual_seed(7)
+        assert torch.equal(beside, torch.rand(3)), "building the networks leaves them as they were"
+        model._trainer = SimpleNamespace(global_rank=rank, global_step=step, strategy=None)  # type: ignore[assignment]
+        model.on_train_start()
+        return torch.rand(3)
+
+    assert torch.equal(drawn(0, 0), drawn(0, 0))
+    assert not torch.equal(drawn(0, 0), drawn(1, 0)) and not torch.equal(drawn(0, 0), drawn(0, 5))
+
+
+def test_checkpointing_reaches_the_decoder(sd_folder: Path) -> None:
+    """Whose graph is the largest: kept for the backward pass are less values, and the gradient is the same."""
+    kept, gradients = [], []
+    for checkpoint in (False, True):
+        model = module(sd_folder, [Pull()], checkpoint=checkpoint)
+        latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        count = 0
+
+        def pack(tensor: Tensor) -> Tensor:
+            nonlocal count
+            count += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            pictures = model._decode(latents)
+        kept.append(count)
+        gradients.append(torch.autograd.grad(pictures.square().mean(), latents)[0])
+    assert kept[1] < kept[0] / 2
+    torch.testing.assert_close(gradients[0], gradients[1])
 
 
 def test_terms_are_weighted_and_named(sd3_folder: Path, sd3_latents: Path) -> None:
