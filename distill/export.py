@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from distill.backbones.base import Backbone
 from distill.diffusion.denoiser import Denoiser
 from distill.errors import ConfigError
 from distill.files import read_json
+
+SAID = "meta.pt"  # in a sharded checkpoint's folder, what Lightning writes beside the shards
 
 
 @dataclass
@@ -62,13 +65,11 @@ def load_student(checkpoint: str | Path, teacher: str | None = None, raw: bool =
     Raises:
         ConfigError: no such checkpoint, or one of something else; missing or unexpected weights.
     """
-    facts, weights = read_checkpoint(checkpoint)
+    facts, weights = read_checkpoint(checkpoint, ["student."] if raw else ["ema.", "student."])
     backbone = backbones.load(teacher or facts["teacher"], schedule=facts.get("schedule"))
     denoiser = backbone.denoiser()
-    prefix = "student." if raw or not any(name.startswith("ema.") for name in weights) else "ema."
-    found = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
     try:
-        denoiser.load_state_dict(found)
+        denoiser.load_state_dict({name.partition(".")[2]: tensor for name, tensor in weights.items()})
     except RuntimeError as error:
         raise ConfigError(f"'{checkpoint}' does not fit the teacher '{backbone.path}': {error}") from error
     return Student(backbone, denoiser.eval(), facts)
@@ -155,16 +156,40 @@ def model_card(student: Student, pipeline: str, metrics: Any = None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def read_checkpoint(checkpoint: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a checkpoint says of its run, and its weights by name.
+def read_checkpoint(checkpoint: str | Path, parts: Sequence[str] = ("",)) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a checkpoint says of its run, and weights by name.
+
+    Args:
+        checkpoint: file or sharded folder.
+        parts: beginnings of names; the weights are those of the first that any name has. All if not given.
 
     Raises:
         ConfigError: no such checkpoint, or one of something else.
     """
-    state = open_checkpoint(Path(checkpoint))
+    state = _gathered(Path(checkpoint), parts) if is_sharded(Path(checkpoint)) else open_checkpoint(Path(checkpoint))
     if "distill" not in state:
         raise ConfigError(f"'{checkpoint}' is no checkpoint of a DistillModule; give one that `distill fit` wrote")
-    return state["distill"], state["state_dict"]
+    weights = state["state_dict"]
+    return state["distill"], {name: weights[name] for name in _first_part(list(weights), parts)}
+
+
+def _first_part(names: list[str], parts: Sequence[str]) -> list[str]:
+    found = ([name for name in names if name.startswith(part)] for part in parts)
+    return next(filter(None, found), [])
+
+
+def _gathered(folder: Path, parts: Sequence[str]) -> dict[str, Any]:
+    """A sharded checkpoint whole, without what is not asked for: the optimizers' part alone is twice the student's."""
+    from torch.distributed.checkpoint import FileSystemReader, load
+
+    reader, prefix = FileSystemReader(folder), "state_dict."
+    stored = reader.read_metadata().state_dict_metadata
+    names = [name.removeprefix(prefix) for name in stored if name.startswith(prefix)]
+    abouts: dict[str, Any] = {name: stored[prefix + name] for name in _first_part(names, parts)}
+    empty = {prefix + name: torch.empty(about.size, dtype=about.properties.dtype) for name, about in abouts.items()}
+    load(empty, storage_reader=reader, no_dist=True)
+    said = torch.load(folder / SAID, map_location="cpu", weights_only=True)
+    return said | {"state_dict": {name: empty[prefix + name] for name in abouts}}
 
 
 def is_sharded(checkpoint: Path) -> bool:
@@ -173,21 +198,17 @@ def is_sharded(checkpoint: Path) -> bool:
     Raises:
         ConfigError: a folder that is no checkpoint.
     """
-    if checkpoint.is_dir() and not (checkpoint / "meta.pt").is_file():
+    if checkpoint.is_dir() and not (checkpoint / SAID).is_file():
         raise ConfigError(f"'{checkpoint}' is a folder and no checkpoint; give one, such as RUN/checkpoints/last.ckpt")
     return checkpoint.is_dir()
 
 
 def open_checkpoint(path: Path) -> dict[str, Any]:
-    """All that a checkpoint holds; a file's weights stay in the file until they are used.
+    """All that a checkpoint's file holds; its weights stay there until they are used.
 
     Raises:
         ConfigError: no such checkpoint, or one that cannot be read.
     """
-    if is_sharded(path):
-        from lightning.fabric.utilities.load import _load_distributed_checkpoint
-
-        return _load_distributed_checkpoint(path)
     if not path.is_file():
         raise ConfigError(f"there is no checkpoint at '{path}'; `distill fit` writes them under its run's folder")
     try:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from distill.export import load_student
+from distill.export import load_student, read_checkpoint
 from distill.files import read_json
 from tests.runs import Forked, checkpoint, distill, fit_arguments, forked, logged, mistake
 
@@ -118,8 +118,14 @@ def test_recipe_as_it_is_under_fsdp2(sd3_folder: Path, sd3_latents: Path, tmp_pa
     assert run.returncode == 0, run.stderr[-2000:]
     forked(arguments(2), ranks=2)
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["step-000001.png", "step-000002.png"]
-    assert load_student(tmp_path / "checkpoints" / "last.ckpt").facts["steps"] == 2
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    assert load_student(last).facts["steps"] == 2
     assert logged(tmp_path)["step"] == [2], "the second run began anew"
+    one, weights = read_checkpoint(last, ["ema.", "student."])
+    both, every = read_checkpoint(last)
+    assert one == both and set(weights) == {name for name in every if name.startswith("ema.")} < set(every)
+    assert all(torch.equal(tensor, every[name]) for name, tensor in weights.items())
+    assert set(read_checkpoint(last, ["none.", "student."])[1]) == {n for n in every if n.startswith("student.")}
 
 
 def test_transformer_critic_pays_a_finite_difference_sharded(sd3_folder: Path, sd3_pairs: Path, tmp_path: Path) -> None:
