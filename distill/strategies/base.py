@@ -19,7 +19,8 @@ class Strategy(nn.Module):
     """One term of the student's objective and whatever is trained against it (its critic).
 
     A strategy knows no optimizer, device, precision, logging or sharding and never calls backward. Trainable parts go
-    into `critic`; borrowed networks are held in `Frozen`. Whatever it wants to report goes into `report`.
+    into `critic`; borrowed networks are held in `Frozen`; random numbers come from `batch.draws`, for only those are
+    repeated by a resumed run. Whatever it wants to report goes into `report`.
 
     Args:
         weight: of this term in the student's objective; `balanced` scales it so that its gradient at the sample is as
