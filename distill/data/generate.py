@@ -297,7 +297,8 @@ def between_float32(network: nn.Module, dtype: torch.dtype) -> None:
 class TeacherPairs(TeacherLatents):
     """ODE pairs: the teacher's latents with the noise each came from (Diffusion2GAN, section 3.1).
 
-    The noise is rounded to float16 before the teacher sees it, so what is stored is what it answered to.
+    The noise is rounded to float16, and to the teacher's own precision, before the teacher sees it, so what is stored
+    is what it answered to.
     """
 
     kind = "pairs"
@@ -305,7 +306,7 @@ class TeacherPairs(TeacherLatents):
     generation: PairGeneration
 
     def make(self, indices: list[int], device: torch.device) -> Made:
-        noise, prompts = self.noise(indices, device).half().float(), self._prompts(indices)
+        noise, prompts = self.noise(indices, device).to(self.backbone.dtype).half().float(), self._prompts(indices)
         made = {"x0": self.solve(prompts, noise, indices), "noise": noise}
         if self.generation.embeddings:
             made |= {f"cond.{name}": tensor for name, tensor in self._embed(prompts, device).items()}
