@@ -183,12 +183,15 @@ def _gathered(folder: Path, parts: Sequence[str]) -> dict[str, Any]:
     from torch.distributed.checkpoint import FileSystemReader, load
 
     reader, prefix = FileSystemReader(folder), "state_dict."
-    stored = reader.read_metadata().state_dict_metadata
-    names = [name.removeprefix(prefix) for name in stored if name.startswith(prefix)]
-    abouts: dict[str, Any] = {name: stored[prefix + name] for name in _first_part(names, parts)}
-    empty = {prefix + name: torch.empty(about.size, dtype=about.properties.dtype) for name, about in abouts.items()}
-    load(empty, storage_reader=reader, no_dist=True)
-    said = torch.load(folder / SAID, map_location="cpu", weights_only=True)
+    try:
+        stored = reader.read_metadata().state_dict_metadata
+        names = [name.removeprefix(prefix) for name in stored if name.startswith(prefix)]
+        abouts: dict[str, Any] = {name: stored[prefix + name] for name in _first_part(names, parts)}
+        empty = {prefix + name: torch.empty(about.size, dtype=about.properties.dtype) for name, about in abouts.items()}
+        load(empty, storage_reader=reader, no_dist=True)
+        said = torch.load(folder / SAID, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise _damaged(folder) from error
     return said | {"state_dict": {name: empty[prefix + name] for name in abouts}}
 
 
@@ -214,6 +217,10 @@ def open_checkpoint(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:
-        raise ConfigError(
-            f"'{path}' is no checkpoint, or a damaged one; give one that `distill fit` wrote, such as last.ckpt"
-        ) from error
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> ConfigError:
+    return ConfigError(
+        f"'{path}' is no checkpoint, or a damaged one; give one that `distill fit` wrote, such as last.ckpt"
+    )

@@ -172,3 +172,9 @@ def test_only_pipelines_are_replaced(run: Path, tmp_path: Path) -> None:
 def test_student_is_called_at_the_size_it_was_trained_at(run: Path) -> None:
     calls = json.loads((run / "student" / "distill.json").read_text())["calls"]
     assert {(call["height"], call["width"]) for call in calls.values()} == {(32, 32)}
+
+
+def test_a_sharded_checkpoint_that_lost_its_shards_is_told_so(tmp_path: Path) -> None:
+    torch.save({"distill": {}}, tmp_path / "meta.pt")
+    with pytest.raises(ConfigError, match="is no checkpoint, or a damaged one; give one that `distill fit` wrote"):
+        load_student(tmp_path)

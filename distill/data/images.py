@@ -36,7 +36,7 @@ class ImagesDataset:
         caption: the column of the captions; the first of `CAPTIONS` that is there if not given.
 
     Raises:
-        ConfigError: nothing there, or no images, or no captions.
+        ConfigError: nothing there, or no images, or no captions, or captions that are no text.
     """
 
     def __init__(self, source: str, height: int, width: int, split: str = "train", caption: str | None = None):
@@ -50,6 +50,11 @@ class ImagesDataset:
                 f"'{source}' ({split}) has {len(rows)} rows with the columns {', '.join(rows.features)}; captioned "
                 f"images need a column of images and one of captions, called {caption or ' or '.join(CAPTIONS)} "
                 "(data.caption names another)"
+            )
+        if not _holds_text(rows.features[captions[0]]):
+            raise ConfigError(
+                f"the column {captions[0]} of '{source}' ({split}) holds {rows.features[captions[0]]} and no text; "
+                "name that of the captions with data.caption"
             )
         self.source, self.height, self.width = source, height, width
         self.image, self.caption = images[0], captions[0]
@@ -69,11 +74,14 @@ class ImagesDataset:
         for offset in range(len(self)):
             row = self.rows[(index + offset) % len(self)]
             try:
-                picture = resize_and_crop(_decode(row[self.image]), self.height, self.width) * 2 - 1
-                return picture, _one(row[self.caption])
-            except Exception:  # decoders have many kinds of their own, and one row must not end a run of weeks
+                caption = _one(row[self.caption])
+                return resize_and_crop(_decode(row[self.image]), self.height, self.width) * 2 - 1, caption
+            except Exception as error:  # decoders have many kinds, and one row must not end a run of weeks
+                last = error
                 unread.append((row[self.image] or {}).get("path") or f"row {(index + offset) % len(self)}")
-        raise ConfigError(f"none of the {len(self)} images of '{self.source}' can be read")
+        raise ConfigError(
+            f"none of the {len(self)} images of '{self.source}' can be read with a caption; the last: {last}"
+        ) from last
 
 
 class EncodedImages(Maker):
@@ -191,6 +199,13 @@ def _read(source: str, split: str) -> Any:
             f"the images '{source}' ({split}) cannot be read ({reason}); give a folder of images with a "
             "metadata.jsonl, a parquet file, a webdataset archive, or a data set on the hub"
         ) from error
+
+
+def _holds_text(kind: Any) -> bool:
+    from datasets import List, Value
+
+    kind = kind.feature if isinstance(kind, List) else kind
+    return isinstance(kind, Value) and kind.dtype in ("string", "large_string")
 
 
 def _one(caption: Any) -> str:

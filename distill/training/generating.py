@@ -35,7 +35,7 @@ class ShardWriter(L.LightningModule):
 
     def predict_dataloader(self) -> Any:
         """This process's shards of those that one process found missing, before any began to write."""
-        end_when_told()
+        end_when_told(self.trainer)
         self.maker.check()
         todo = self._todo() if self.trainer.is_global_zero else []
         wait_for_all()
@@ -89,16 +89,15 @@ def generate(maker: Maker, accelerator: str, devices: str, num_nodes: int) -> No
         print(f"{maker.count} {maker.what} are in {maker.folder}")
 
 
-def end_when_told() -> None:
-    """Lets a SIGTERM end the process at once: shards are written whole or not at all, so nothing is lost.
+def end_when_told(trainer: L.Trainer) -> None:
+    """Lets a SIGTERM end the process, and those it has launched: shards are written whole or not at all.
 
-    Lightning's handler, which passes it on to the processes it has launched, only notes it otherwise.
+    In place of Lightning's handler, which only notes it, and waits for all processes to do so.
     """
-    note = signal.getsignal(signal.SIGTERM)
 
     def end(number: int, frame: Any) -> None:
-        if callable(note):
-            note(number, frame)
+        if trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(number)  # type: ignore[arg-type]
         raise SystemExit(ENDED)
 
     signal.signal(signal.SIGTERM, end)

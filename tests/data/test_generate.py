@@ -214,11 +214,21 @@ def test_pairs_are_what_the_pipeline_makes_of_the_stored_noise(
         assert torch.allclose(rows[f"cond.{name}"], tensor.float(), atol=1e-2, rtol=1e-2)
 
 
-def test_stored_noise_is_what_a_low_precision_teacher_saw(sd_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["sd_folder", "sd3_folder"])
+def test_stored_noise_is_what_a_low_precision_teacher_saw(
+    family: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     generation = PairGeneration(count=4, steps=1, shard_size=4, batch_size=4)
-    maker = TeacherPairs(backbones.load(str(sd_folder), torch.bfloat16), tmp_path, generation)
+    backbone = backbones.load(str(request.getfixturevalue(family)), torch.bfloat16)
+    maker = TeacherPairs(backbone, tmp_path, generation)
     seen: list[torch.Tensor] = []
-    maker.pipeline(torch.device("cpu")).unet.register_forward_pre_hook(lambda m, inputs: seen.append(inputs[0][:4]))
+
+    def see(_: Any, inputs: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor]) -> None:
+        seen.append((inputs[0] if inputs else named["hidden_states"])[:4])
+
+    getattr(maker.pipeline(torch.device("cpu")), backbone.denoiser_name).register_forward_pre_hook(
+        see, with_kwargs=True
+    )
     tensors, _ = maker.make([0, 1, 2, 3], torch.device("cpu"))
     assert torch.equal(tensors["noise"].half().float(), seen[0].float())
 

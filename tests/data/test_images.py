@@ -91,7 +91,7 @@ def test_images_that_cannot_be_read_are_skipped_and_named(pictures: Path) -> Non
     assert module.unread == 1
     for colour in COLOURS:
         (pictures / f"{colour}.png").write_bytes(b"no picture")
-    with pytest.raises(ConfigError, match="none of the 4 images of .* can be read"):
+    with pytest.raises(ConfigError, match="none of the 4 images of .* can be read with a caption; the last: "):
         ImagesDataset(str(pictures), 16, 16).__getitems__([0])
 
 
@@ -109,6 +109,12 @@ def test_a_row_that_cannot_be_used_ends_no_run(tmp_path: Path, monkeypatch: pyte
     batch = ImagesDataset(str(tmp_path / "rows.parquet"), 8, 8).__getitems__([0, 1, 2, 3])
     assert batch["prompts"] == ["the first", "the first", "the first", "another"]
     assert batch["unread"] == ["0.png", "1.png", "1.png"]
+    numbers = Dataset.from_dict(
+        {"image": made, "text": [1, 2, 3, 4]}, features=Features(image=Image(), text=Value("int64"))
+    )
+    numbers.to_parquet(tmp_path / "numbers.parquet")
+    with pytest.raises(ConfigError, match="the column text of .* holds Value.* and no text; name that of the captions"):
+        ImagesDataset(str(tmp_path / "numbers.parquet"), 8, 8)
 
 
 def test_a_picture_is_turned_as_its_camera_says(tmp_path: Path) -> None:

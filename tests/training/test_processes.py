@@ -168,9 +168,9 @@ def test_killed_run_continues_bit_for_bit(method: Method, tmp_path: Path) -> Non
     assert min(logged(killed)["step"]) >= 3, "the second run began anew"
 
 
-@pytest.mark.parametrize("command", ["fit", "generate"])
+@pytest.mark.parametrize(("command", "ranks"), [("fit", 1), ("generate", 1), ("generate", 2)])
 def test_a_sigterm_ends_what_runs_and_no_script_goes_on(
-    command: str, sd3_folder: Path, sd3_latents: Path, tmp_path: Path
+    command: str, ranks: int, sd3_folder: Path, sd3_latents: Path, tmp_path: Path
 ) -> None:
     """Lightning ends a training with exit code 0 then, and does not end the making of data at all."""
     if command == "fit":
@@ -181,13 +181,14 @@ def test_a_sigterm_ends_what_runs_and_no_script_goes_on(
         begun = tmp_path / "shard-000000.arrow"
         arguments = ["generate", "latents", "--teacher", str(sd3_folder), "--output", str(tmp_path)]
         arguments += ["--count", "80000", "--shard_size", "8", "--steps", "2", "--accelerator", "cpu"]
-    run = Forked(arguments)
+        arguments += ["--devices", str(ranks)]
+    run = Forked(arguments, ranks)
     while not begun.exists():
         assert not run.ended, "it ended before anything was written"
         time.sleep(0.01)
     run.terminate()
     codes, said = run.wait(60)
-    assert codes == [143], said[-2000:]
+    assert codes == [143] * ranks, said[-2000:]
     if command == "fit":
         assert "distill: ended by SIGTERM before fit was through; --ckpt_path last goes on from" in said
 
