@@ -11,8 +11,9 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from distill.collaboration.calibration import numbers
 from distill.collaboration.judges import Judge
-from distill.collaboration.pipeline import AdaptivePipeline, paint
+from distill.collaboration.pipeline import SIDES, AdaptivePipeline, check_levels, fit, paint, whole
 from distill.data.loading import batches
 from distill.evaluation.distances import Distance
 from distill.files import save_json, written_whole
@@ -20,6 +21,7 @@ from distill.progress import tracked
 from distill.provenance import stamped
 
 RANGES = {"low": (0.0, 0.2), "medium": (0.4, 0.6), "high": (0.8, 1.0)}  # of the distances, as in Figure 3c
+VOTED = ("votes for the student", "votes for the teacher")
 COLUMNS = ("distance", "student", "teacher", "vote", "words", "curvature", "complexity")
 
 
@@ -43,26 +45,52 @@ def analyse(
         seed: image i starts from the noise of seed + i.
         batch_size: images per call.
 
+    The smaller of both images is brought to the larger's size for the distance and the votes. A score that is no number
+    counts as the lowest.
+
+    Raises:
+        ConfigError: more teacher steps than the teacher's schedule can have.
+
     Returns:
         By column, a value per prompt: `distance`; the judge's scores `student` and `teacher`; `vote`, how much better
         the other judge finds the student's; `words`, the prompt's tokens; `curvature` of the teacher's path from its
         first step to the image (its length over the distance of its ends, less 1); `complexity` of the teacher's image
         (kilobytes as a JPEG of quality 90, in the place of the paper's network).
     """
-    call = {**pair.teacher_call, "num_inference_steps": teacher_steps}
-    found: dict[str, list[Tensor]] = {name: [] for name in COLUMNS}
+    check_levels(pair.teacher.scheduler, teacher_steps)
+    schedule = whole(pair.teacher, teacher_steps, pair.teacher_call)
+    call = {**pair.teacher_call, "num_inference_steps": schedule}
+    found: dict[str, list[Tensor]] = {name: [] for name in (*COLUMNS, *VOTED)}
     for part in tracked(batches(range(len(prompts)), batch_size), "analysing"):
         asked, path = [prompts[index] for index in part], _Path()
         one, _, _ = paint(pair.student, pair.student_call, asked, _seeded(pair, seed, part))
         other, _, _ = paint(pair.teacher, call, asked, _seeded(pair, seed, part), path)
+        for name, images in (("student", one), ("teacher", other)):
+            found[name].append(torch.tensor(pair.scored(asked, images), dtype=torch.float64))
+        found["complexity"].append(torch.tensor([_jpeg(image) for image in other]))
+        one, other = _of_one_size(one, other)
         found["distance"].append(distance(one, other).float().cpu())
-        found["student"].append(pair.judge(asked, one))
-        found["teacher"].append(pair.judge(asked, other))
-        found["vote"].append(votes(asked, one) - votes(asked, other))
+        for name, images in zip(VOTED, (one, other), strict=True):
+            found[name].append(votes(asked, images))
         found["words"].append(torch.tensor([len(pair.teacher.tokenizer(prompt).input_ids) - 2.0 for prompt in asked]))
         found["curvature"].append(path.curvature())
-        found["complexity"].append(torch.tensor([_jpeg(image) for image in other]))
-    return {name: torch.cat(values).tolist() for name, values in found.items()}
+    return _rows({name: torch.cat(values) for name, values in found.items() if values}, pair.judge.spec, votes.spec)
+
+
+def _rows(found: dict[str, Tensor], judge: str, votes: str) -> dict[str, list[float]]:
+    """The columns, from the scores of both images."""
+    count = len(found["distance"])
+    student, teacher = numbers(torch.cat([found["student"], found["teacher"]]), judge).split(count)
+    for_student, for_teacher = numbers(torch.cat([found[name] for name in VOTED]), votes).split(count)
+    found |= {"student": student, "teacher": teacher, "vote": for_student - for_teacher}
+    return {name: found[name].tolist() for name in COLUMNS}
+
+
+def _of_one_size(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Two batches of images, the smaller made as large as the larger."""
+    larger = max(one, other, key=lambda images: images.shape[-2] * images.shape[-1])
+    size = dict(zip(SIDES, larger.shape[-2:], strict=True))
+    return fit(one, size), fit(other, size)
 
 
 def _seeded(pair: AdaptivePipeline, seed: int, part: list[int]) -> list[torch.Generator]:
@@ -107,7 +135,9 @@ def findings(rows: dict[str, list[float]]) -> dict[str, Any]:
                 ("distance", found["distance"], "complexity", found["complexity"]),
                 ("quality gap", gap, "complexity", found["complexity"]),
                 ("distance", found["distance"], "words", found["words"]),
+                ("quality gap", gap, "words", found["words"]),
                 ("distance", found["distance"], "curvature", found["curvature"]),
+                ("quality gap", gap, "curvature", found["curvature"]),
                 ("curvature", found["curvature"], "complexity", found["complexity"]),
             )
         },
@@ -175,27 +205,31 @@ def draw(rows: dict[str, list[float]], found: dict[str, Any]) -> Any:
     from matplotlib.figure import Figure
 
     gap = [one - other for one, other in zip(rows["student"], rows["teacher"], strict=True)]
+    tokens, bent, size = "tokens of the prompt", "curvature of teacher's path", "complexity of teacher's image, kB"
+    better = "score of student - teacher"
     scattered = [
-        ("3b", "distance", rows["distance"], "score of student - teacher", gap),
-        ("4a", "complexity of teacher's image, kB", rows["complexity"], "distance", rows["distance"]),
-        ("4b", "complexity of teacher's image, kB", rows["complexity"], "score of student - teacher", gap),
-        ("5a", "tokens of the prompt", rows["words"], "distance", rows["distance"]),
-        ("6a", "curvature of teacher's path", rows["curvature"], "distance", rows["distance"]),
-        ("6b", "curvature of teacher's path", rows["curvature"], "complexity, kB", rows["complexity"]),
+        ("Figure 3b", "distance", rows["distance"], better, gap),
+        ("Figure 4a", size, rows["complexity"], "distance", rows["distance"]),
+        ("Figure 4b", size, rows["complexity"], better, gap),
+        ("Figure 5a", tokens, rows["words"], "distance", rows["distance"]),
+        ("section 3.1, length", tokens, rows["words"], better, gap),
+        ("Figure 6a", bent, rows["curvature"], "distance", rows["distance"]),
+        ("Figure 6b", bent, rows["curvature"], size, rows["complexity"]),
+        ("section 3.1, curvature", bent, rows["curvature"], better, gap),
     ]
-    figure = Figure(figsize=(15, 7), layout="constrained")
-    axes = figure.subplots(2, 4).flatten()
-    for axis, (name, x_name, x, y_name, y) in zip(axes, scattered, strict=False):
+    figure = Figure(figsize=(18, 7), layout="constrained")
+    *spread, won, agreeing = figure.subplots(2, 5).flatten()
+    for axis, (title, x_name, x, y_name, y) in zip(spread, scattered, strict=True):
         axis.scatter(x, y, s=4, alpha=0.4)
-        axis.set(title=f"Figure {name}", xlabel=x_name, ylabel=y_name)
+        axis.set(title=title, xlabel=x_name, ylabel=y_name)
     wins = found["student_wins_by_distance"]
-    axes[6].bar(list(wins), list(wins.values()))
-    axes[6].set(title="Figure 3c", xlabel="distance to the teacher's image", ylabel="share of student wins")
+    won.bar(list(wins), list(wins.values()))
+    won.set(title="Figure 3c", xlabel="distance to the teacher's image", ylabel="share of student wins")
     agreed = found["agreement"]
-    axes[7].plot(list(agreed["percentile"]), list(agreed["percentile"].values()), marker="o", label="student alone")
-    axes[7].axhline(agreed["full_reference"], linestyle="--", color="k", label="student and teacher")
-    axes[7].set(title="Figure 7", xlabel="percentile", ylabel="agreement with the votes")
-    axes[7].legend()
+    agreeing.plot(list(agreed["percentile"]), list(agreed["percentile"].values()), marker="o", label="student alone")
+    agreeing.axhline(agreed["full_reference"], linestyle="--", color="k", label="student and teacher")
+    agreeing.set(title="Figure 7", xlabel="percentile", ylabel="agreement with the votes")
+    agreeing.legend()
     return figure
 
 

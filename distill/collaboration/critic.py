@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -42,13 +42,20 @@ class CriticJudge:
         found = _digest(weights)
         if known and known != found:
             raise ConfigError(f"the judge '{spec}' is another by now: its checkpoint's critics are {found}")
-        self.spec, self.device = f"critic:{checkpoint}@{found}", torch.device(device)
+        self.spec = f"critic:{checkpoint}@{found}"
+        self.about = f"a mean logit, of no particular range; the critic that {checkpoint} was trained against"
         index, self.strategy = _first_that_judges(strategies or strategies_of(facts, checkpoint), checkpoint)
         self.backbone, self.teacher = restore(self.strategy, index, facts, weights)
-        self.strategy.to(self.device)
-        self.teacher.to(self.device)
-        self.text_encoder = Frozen(self.backbone.text_encoder()).to(self.device)
-        self.autoencoder = Frozen(self.backbone.autoencoder()).to(self.device)
+        self.text_encoder = Frozen(self.backbone.text_encoder())
+        self.autoencoder = Frozen(self.backbone.autoencoder())
+        self.to(device)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Moves all of its networks."""
+        self.device = torch.device(device)
+        for network in (self.strategy, self.teacher, self.text_encoder, self.autoencoder):
+            network.to(self.device)
+        return self
 
     @torch.no_grad()
     def __call__(self, prompts: list[str], images: Tensor) -> Tensor:

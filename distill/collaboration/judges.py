@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
 from distill.data import shapes
 from distill.errors import ConfigError
+from distill.evaluation.image_reward import load_image_reward
 from distill.evaluation.metrics import ClipScore
 from distill.evaluation.shapes_judge import ShapesJudge, load_shapes_judge
 from distill.files import ASSETS
 
-SCORES = 2  # raised whenever a judge scores otherwise than it did: kept scores are of one way of scoring
+SCORES = 3  # raised whenever a judge scores otherwise than it did: kept scores are of one way of scoring
 
 
 class Judge(Protocol):
@@ -22,14 +23,20 @@ class Judge(Protocol):
 
     Attributes:
         spec: what `open_judge` opens this judge by, and what a calibration remembers of it.
+        about: in one line what scale its scores have and where its model comes from, for whoever reads them.
     """
 
     spec: str
+    about: str
 
     def __call__(self, prompts: list[str], images: Tensor) -> Tensor:
         """B prompts and images `[B, 3, H, W]` in [0, 1] -> scores `[B]`, float32 or float64; one sample's does not
         depend on the others.
         """
+        ...
+
+    def to(self, device: torch.device | str) -> Self:
+        """Moves its model, if it holds one; scores are on the CPU all the same."""
         ...
 
 
@@ -42,11 +49,12 @@ class ShapesScore:
             that nothing is measured by the network that decided.
 
     Scores are float64: in float32 many images of a good student have exactly 1, and no threshold lies between them.
-    A prompt that is no caption of drawn shapes raises a ConfigError.
+    A prompt that is no caption of drawn shapes raises a ConfigError. It stays on the CPU, where it is fast enough.
     """
 
     def __init__(self, spec: str = "small-shapes"):
         self.spec = spec
+        self.about = f"a probability in (0, 1]; the network '{spec}' that ships with distill"
         small = ASSETS / "small_judge.safetensors" if spec == "small-shapes" else None
         self.judge: ShapesJudge = load_shapes_judge(small)
 
@@ -62,6 +70,10 @@ class ShapesScore:
         other = _surety([*logits[: shapes.FIRST.start], *logits[shapes.SECOND], *logits[shapes.FIRST]], asked, named)
         two = logits[shapes.LAYOUT].argmax(1) != 0
         return torch.where(~asked.ordered & two, torch.maximum(direct, other), direct).exp()
+
+    def to(self, device: torch.device | str) -> Self:
+        """Stays where it is."""
+        return self
 
 
 def _surety(logits: list[Tensor], asked: shapes.Named, named: Tensor) -> Tensor:
@@ -79,48 +91,52 @@ class ClipJudge:
     Args:
         spec: `clip:ARCHITECTURE:WEIGHTS`, such as `clip:ViT-bigG-14:laion2b_s39b_b160k`; an open_clip tag or a file.
         device: of the model.
+
+    Raises:
+        ConfigError: no such model or weights.
     """
 
     def __init__(self, spec: str, device: torch.device | str = "cpu"):
         _, architecture, weights = _parts(spec, 3, "clip:ARCHITECTURE:WEIGHTS")
         self.spec = spec
+        self.about = f"a cosine in [-1, 1]; open_clip's {architecture} with the weights {weights}"
         self.metric = ClipScore(architecture, weights).to(device)
 
     @torch.no_grad()
     def __call__(self, prompts: list[str], images: Tensor) -> Tensor:
         return self.metric.cosines(images.to(self.metric.device), prompts).float().cpu()
 
+    def to(self, device: torch.device | str) -> Self:
+        """Moves the model."""
+        self.metric.to(device)
+        return self
+
 
 class ImageRewardJudge:
-    """ImageReward (arXiv 2304.05977), the judge of the adaptive collaboration paper. Standardised: about N(0, 1) over
-    its training images. Needs the package `image-reward`.
+    """ImageReward (arXiv 2304.05977), the judge of the adaptive collaboration paper, standardised by its authors.
 
     Args:
-        spec: `image-reward:NAME`, such as `image-reward:ImageReward-v1.0`, or a file in place of the name.
+        spec: `image-reward:ImageReward-v1.0`, from the hub, or `image-reward:FOLDER`, see `load_image_reward`.
         device: of the model.
 
     Raises:
-        ConfigError: the package is not installed.
+        ConfigError: no such model, or one that lacks something.
     """
 
     def __init__(self, spec: str, device: torch.device | str = "cpu"):
         _, name = _parts(spec, 2, "image-reward:ImageReward-v1.0")
-        try:
-            import ImageReward
-        except ImportError as error:
-            raise ConfigError(f"the judge '{spec}' needs a package: pip install image-reward") from error
         self.spec = spec
-        try:
-            self.model: Any = ImageReward.load(name, device=str(device))
-        except (OSError, RuntimeError) as error:
-            raise ConfigError(f"the judge '{spec}' cannot be opened ({str(error).splitlines()[0]})") from error
+        self.about = f"of mean 0 and deviation 1 by its authors' account; ImageReward (arXiv 2304.05977) of {name}"
+        self.model = load_image_reward(name).to(device)
 
     @torch.no_grad()
     def __call__(self, prompts: list[str], images: Tensor) -> Tensor:
-        from torchvision.transforms.functional import to_pil_image
+        return self.model(prompts, images).float().cpu()
 
-        pairs = zip(prompts, images.float().cpu(), strict=True)
-        return torch.tensor([float(self.model.score(prompt, to_pil_image(image))) for prompt, image in pairs])
+    def to(self, device: torch.device | str) -> Self:
+        """Moves the model."""
+        self.model.to(device)
+        return self
 
 
 class PreferenceJudge:
@@ -137,6 +153,7 @@ class PreferenceJudge:
 
         _, name = _parts(spec, 2, "preference:yuvalkirstain/PickScore_v1")
         self.spec = spec
+        self.about = f"a cosine times the model's own scale; {name} through transformers"
         try:
             self.model: Any = AutoModel.from_pretrained(name).eval().requires_grad_(False).to(device)
             self.processor: Any = AutoProcessor.from_pretrained(name)
@@ -152,21 +169,42 @@ class PreferenceJudge:
         answer = self.model(**self.processor(text=prompts, images=pictures, **options).to(self.model.device))
         return answer.logits_per_image.diagonal().float().cpu()
 
+    def to(self, device: torch.device | str) -> Self:
+        """Moves the model."""
+        self.model.to(device)
+        return self
+
 
 class NetworkJudge:
     """Any network of one's own as a judge.
 
     Args:
-        network: `(prompts, images) -> [B]`.
+        network: `(prompts, images) -> [B]`. A module that `to` has moved is given its images where it is; a function
+            sees to that itself.
         spec: a name for it that changes when its weights do.
+        about: what scale its scores have and where it comes from.
     """
 
-    def __init__(self, network: Callable[[list[str], Tensor], Tensor] | nn.Module, spec: str):
-        self.network, self.spec = network, spec
+    def __init__(
+        self,
+        network: Callable[[list[str], Tensor], Tensor] | nn.Module,
+        spec: str,
+        about: str = "of a scale of its own; a network given in Python",
+    ):
+        self.network, self.spec, self.about = network, spec, about
+        self.device: torch.device | str | None = None
 
     @torch.no_grad()
     def __call__(self, prompts: list[str], images: Tensor) -> Tensor:
-        return self.network(prompts, images).float().cpu()
+        scores = self.network(prompts, images if self.device is None else images.to(self.device))
+        return scores.to(torch.promote_types(scores.dtype, torch.float32)).cpu()
+
+    def to(self, device: torch.device | str) -> Self:
+        """Moves a module."""
+        if isinstance(self.network, nn.Module):
+            self.network.to(device)
+            self.device = device
+        return self
 
 
 def _critic(spec: str, device: torch.device | str) -> Judge:
@@ -190,7 +228,7 @@ def open_judge(spec: str, device: torch.device | str = "cpu") -> Judge:
     `preference:MODEL` or `critic:CHECKPOINT`.
 
     Raises:
-        ConfigError: an unknown kind, or one without its model.
+        ConfigError: an unknown kind, or one whose model cannot be opened.
     """
     check_judge(spec)
     return KINDS[spec.split(":")[0]](spec, device)

@@ -3,13 +3,18 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from distill.cli import main
+from distill.collaboration.analysis import COLUMNS, agreement, analyse, draw, findings, intervals
 from distill.collaboration.analysis import _Path as Route
-from distill.collaboration.analysis import agreement, findings, intervals
+from distill.collaboration.judges import NetworkJudge
+from distill.errors import ConfigError
+from tests.collaboration.test_pipeline import PROMPTS, Pair, redness
 
 
 def test_curvature_of_a_straight_path_is_none() -> None:
@@ -39,6 +44,14 @@ def test_findings_of_rows_made_by_hand() -> None:
     assert found["correlations"]["distance ~ curvature"] == pytest.approx(1.0)
     assert found["correlations"]["distance ~ complexity"] == pytest.approx(-1.0)
     assert found["correlations"]["distance ~ words"] is None
+    assert found["correlations"].keys() >= {
+        "quality gap ~ words",
+        "quality gap ~ curvature",
+        "quality gap ~ complexity",
+    }
+    rows |= {"student": distance, "teacher": [0.0] * count, "words": [1 - d**3 for d in distance]}
+    assert findings(rows)["correlations"]["quality gap ~ words"] == pytest.approx(-1.0)
+    assert findings(rows)["correlations"]["quality gap ~ curvature"] == pytest.approx(1.0)
     assert found["agreement"]["full_reference"] == 1.0
 
 
@@ -59,6 +72,42 @@ def test_a_threshold_at_the_right_percentile_agrees_with_the_votes() -> None:
     agreed = agreement(found)
     assert agreed["best"] == 40 and agreed["percentile"][40] == pytest.approx(1.0, abs=0.011)
     assert agreed["full_reference"] == pytest.approx(0.9, abs=0.01)
+
+
+def test_figures_set_everything_against_the_gap() -> None:
+    rows = {name: [float(index) for index in range(20)] for name in COLUMNS}
+    axes = draw(rows, findings(rows)).axes
+    against = {(axis.get_xlabel(), axis.get_ylabel()) for axis in axes}
+    gap = "score of student - teacher"
+    assert {("tokens of the prompt", gap), ("curvature of teacher's path", gap)} <= against
+    assert {("complexity of teacher's image, kB", gap), ("distance", gap)} <= against and len(axes) == 10
+
+
+def test_images_of_different_sizes_and_scores_that_are_no_number(sd_folder: Path) -> None:
+    """The student's are made as large as the teacher's where both are compared; what overflowed scores lowest."""
+    pipe = Pair(sd_folder).pipe
+    pipe.teacher_call |= {"height": 64, "width": 64}
+    seen: list[tuple[str, Any]] = []
+
+    def voting(prompts: list[str], images: Tensor) -> Tensor:
+        seen.append(("votes", images.shape[-2:]))
+        return redness(prompts, images)
+
+    def judging(prompts: list[str], images: Tensor) -> Tensor:
+        seen.append(("judge", images.shape[-2:]))
+        return torch.cat([torch.tensor([float("nan")]), redness(prompts, images)[1:]])
+
+    def apart(one: Tensor, other: Tensor) -> Tensor:
+        seen.append(("distance", one.shape[-2:]))
+        return (one - other).flatten(1).norm(dim=1)
+
+    pipe.judge = NetworkJudge(judging, "redness")
+    rows = analyse(pipe, PROMPTS[:4], NetworkJudge(voting, "votes"), apart, 3, batch_size=4)
+    assert seen == [("judge", (32, 32)), ("judge", (64, 64)), ("distance", (64, 64)), *[("votes", (64, 64))] * 2]
+    assert rows["student"][0] == rows["teacher"][0] == min(rows["student"] + rows["teacher"])
+    assert all(value == value for name in COLUMNS for value in rows[name])
+    with pytest.raises(ConfigError, match="fewer than teacher_steps=1500"):
+        analyse(pipe, PROMPTS[:4], NetworkJudge(voting, "votes"), apart, 1500)
 
 
 def test_command(sd_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -107,6 +107,14 @@ def test_all_of_a_judge_goes_to_its_device(strategies: str, trained) -> None:
         assert judge.strategy.taps.denoiser is judge.teacher.network
 
 
+def test_a_judge_can_be_moved(trained) -> None:
+    judge = CriticJudge(f"critic:{trained(f'[{LATENT}]')}")
+    assert judge.to("meta") is judge and judge.device.type == "meta"
+    networks = [judge.strategy, judge.teacher.network, judge.text_encoder.network, judge.autoencoder.network]
+    assert {p.device.type for network in networks for p in network.parameters()} == {"meta"}
+    assert str(trained(f"[{LATENT}]")) in judge.about
+
+
 def test_a_checkpoint_that_changed_is_another_judge(trained, tmp_path: Path) -> None:
     state = torch.load(trained(f"[{LATENT}]"), weights_only=True)
     torch.save(state, tmp_path / "a.ckpt")

@@ -1,16 +1,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from torch import nn
 
-from distill.collaboration.judges import ClipJudge, ShapesScore, open_judge
+from distill.collaboration.judges import ClipJudge, ImageRewardJudge, Judge, NetworkJudge, ShapesScore, open_judge
 from distill.data import shapes
 from distill.data.shapes_data import ShapesDataset
 from distill.errors import ConfigError
 from distill.evaluation.shapes_judge import load_shapes_judge
 from distill.files import ASSETS
+from tests.evaluation.test_image_reward import PROMPTS, pictures, save
+from tests.evaluation.test_metrics import TINY_CLIP, tiny_clip
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel
 
 
 def drawn(count: int, seed: int = 9) -> tuple[list[str], torch.Tensor]:
@@ -87,7 +94,8 @@ def test_clip_judge_is_open_clips_cosine(tmp_path: Path) -> None:
     torch.testing.assert_close(judge(prompts, images), (image * text).sum(1), atol=1e-4, rtol=1e-3)
 
 
-def test_preference_judge_is_the_models_scaled_cosine(tmp_path: Path) -> None:
+def random_preference(folder: Path) -> CLIPModel:
+    """A small random CLIP on disk, as `preference:FOLDER` opens it."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
     from distill.tiny.text import build_tokenizer
@@ -99,9 +107,14 @@ def test_preference_judge_is_the_models_scaled_cosine(tmp_path: Path) -> None:
               "image_size": 32, "patch_size": 8}  # fmt: skip
     torch.manual_seed(1)
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).eval()
-    model.save_pretrained(tmp_path)
+    model.save_pretrained(folder)
     size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-    CLIPProcessor(CLIPImageProcessor(**size), tokenizer).save_pretrained(tmp_path)
+    CLIPProcessor(CLIPImageProcessor(**size), tokenizer).save_pretrained(folder)
+    return model
+
+
+def test_preference_judge_is_the_models_scaled_cosine(tmp_path: Path) -> None:
+    model = random_preference(tmp_path)
     judge = open_judge(f"preference:{tmp_path}")
     prompts, images = drawn(3)
     scores = judge(prompts, images)
@@ -120,12 +133,98 @@ def test_preference_judge_is_the_models_scaled_cosine(tmp_path: Path) -> None:
         ("clip", "names no model; write it as clip:ARCHITECTURE:WEIGHTS"),
         ("clip:ViT-B-32", "names no model"),
         ("preference:", "names no model; write it as preference:yuvalkirstain/PickScore_v1"),
-        ("image-reward:ImageReward-v1.0", "needs a package: pip install image-reward"),
+        ("image-reward", "names no model; write it as image-reward:ImageReward-v1.0"),
+        (
+            "image-reward:nowhere",
+            "ImageReward cannot be read from 'nowhere', which has no ImageReward.pt and no med_config",
+        ),
+        ("clip:ViT-NoSuch:x", "open_clip has no architecture 'ViT-NoSuch'; give one it names, such as ViT-g-14 with"),
+        ("clip:RN50-quickgelu:nosuch", r"opened with the weights 'nosuch' \(.*not a known tag.*\); give a weight file"),
     ],
 )
 def test_bad_judges_get_a_sentence(spec: str, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         open_judge(spec)
+
+
+def test_image_reward_judge_is_the_models_score(tmp_path: Path) -> None:
+    judge = open_judge(f"image-reward:{save(tmp_path)}")
+    assert isinstance(judge, ImageRewardJudge) and judge.spec == f"image-reward:{tmp_path}"
+    scores = judge(PROMPTS, pictures()[1])
+    assert scores.shape == (3,) and scores.dtype == torch.float32 and not scores.requires_grad
+    torch.testing.assert_close(scores, judge.model(PROMPTS, pictures()[1]))
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (torch.float64, torch.float64),
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.int64, torch.float32),
+    ],
+)
+def test_a_networks_scores_keep_their_digits(given: torch.dtype, kept: torch.dtype) -> None:
+    """Scores of nearly 1 that float32 has as one."""
+    scores = torch.tensor([1 - 1e-9, 1 - 2e-9], dtype=torch.float64).to(given)
+    answer = NetworkJudge(lambda prompts, images: scores, "mine")(["a", "b"], torch.rand(2, 3, 8, 8))
+    assert answer.dtype == kept and torch.equal(answer, scores.to(kept))
+
+
+class Mean(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, prompts: list[str], images: torch.Tensor) -> torch.Tensor:
+        return self.scale * images.mean((1, 2, 3))
+
+
+def judges(folder: Path) -> list[tuple[Judge, nn.Module | None, str]]:
+    """One of each kind that holds a model of its own, the model that `to` moves, and what it says of itself."""
+    for name in ("reward", "preference"):
+        (folder / name).mkdir()
+    random_preference(folder / "preference")
+    clip = ClipJudge(f"clip:{TINY_CLIP}:{tiny_clip(folder)}")
+    reward = ImageRewardJudge(f"image-reward:{save(folder / 'reward')}")
+    preference = open_judge(f"preference:{folder}/preference")
+    mine, small = NetworkJudge(Mean(), "mine", "a mean in [0, 1]; mine"), ShapesScore()
+    return [
+        (small, None, "a probability in (0, 1]; the network 'small-shapes' that ships with distill"),
+        (clip, clip.metric, f"a cosine in [-1, 1]; open_clip's {TINY_CLIP} with the weights {folder}/clip.pt"),
+        (reward, reward.model, f"ImageReward (arXiv 2304.05977) of {folder}/reward"),
+        (preference, preference.model, f"{folder}/preference through transformers"),  # type: ignore[attr-defined]
+        (mine, mine.network, "a mean in [0, 1]; mine"),  # type: ignore[list-item]
+    ]
+
+
+def test_a_judge_says_what_it_is_and_moves_its_model(tmp_path: Path) -> None:
+    prompts, images = drawn(2)
+    for judge, model, about in judges(tmp_path):
+        assert about in judge.about and "\n" not in judge.about
+        before = judge(prompts, images)
+        assert judge.to("cpu") is judge
+        torch.testing.assert_close(judge(prompts, images), before)
+        assert judge.to("meta") is judge
+        if model is None:
+            torch.testing.assert_close(judge(prompts, images), before)
+        else:
+            assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+
+
+def test_a_moved_network_gets_its_images_where_it_is_and_a_function_as_they_are() -> None:
+    seen = []
+
+    def function(prompts: list[str], images: torch.Tensor) -> torch.Tensor:
+        seen.append(images.device.type)
+        return torch.zeros(len(images))
+
+    network = Mean()
+    network.register_forward_pre_hook(lambda module, given: seen.append(given[1].device.type))
+    NetworkJudge(function, "function").to("meta")(["a"], torch.rand(1, 3, 8, 8))
+    with pytest.raises(NotImplementedError, match="meta"):  # scores have no values there
+        NetworkJudge(network, "network").to("meta")(["a"], torch.rand(1, 3, 8, 8))
+    assert seen == ["cpu", "meta"]
 
 
 def test_prompts_without_shapes_are_refused() -> None:

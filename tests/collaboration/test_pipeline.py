@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from distill.errors import ConfigError
 from distill.inference import Painter
 
 PROMPTS = [f"a {size} {colour} ring" for size in ("small", "large") for colour in ("red", "green", "blue", "cyan")] * 2
-FAMILIES = ["sd", "sd3"]
+FAMILIES = ["sd", "sdxl", "sd3"]
 GUIDANCE = 3.0
 
 
@@ -219,12 +218,13 @@ def test_calibration_of_another_set_up_is_refused(pair: Pair) -> None:
     AdaptivePipeline(*parts, judge, made, call)
     with pytest.raises(ConfigError, match=r"made for another judge \(redness, not other\)"):
         AdaptivePipeline(*parts, NetworkJudge(redness, "other"), made, call)
-    with pytest.raises(ConfigError, match="made for another call of the student"):
+    with pytest.raises(
+        ConfigError, match=r"another call of the student \(guidance_scale=0.0, not guidance_scale=2.0\)"
+    ):
         AdaptivePipeline(*parts, judge, made, call | {"guidance_scale": 2.0})
-    with pytest.raises(ConfigError, match=r"made for another teacher \(abc, not"):
-        AdaptivePipeline(*parts, judge, replace(made, choice={"teacher": "abc"}), call)
-    next((getattr(pipe.student, "transformer", None) or pipe.student.unet).parameters()).data.mul_(1.01)
-    with pytest.raises(ConfigError, match="made for another student .*make one for this with `distill calibrate`"):
+    network = next(name for name in ("transformer", "unet") if name in pipe.student.components)
+    next(pipe.student.components[network].parameters()).data.mul_(1.01)
+    with pytest.raises(ConfigError, match=rf"another student \(its {network}\); make one for this with `distill calib"):
         AdaptivePipeline(*parts, judge, made, call)
 
 
@@ -241,12 +241,55 @@ def test_calibration_of_another_set_up_is_refused(pair: Pair) -> None:
         ({"budget": 5.0}, "either a budget or a threshold, not both"),
         ({"batch_size": 0}, "one prompt or more, and batches of 1 or more; got 1 and 0"),
         ({"output_type": "latent"}, "output_type is pil, pt or np; got 'latent'"),
+        ({"teacher_steps": 1500}, "has 1000 levels, fewer than teacher_steps=1500"),
+        ({"threshold": float("nan")}, "the threshold is no number"),
+        ({"inputs": {"latents": None}}, "one latents for each of the 1 prompts, as a list; got NoneType"),
+        ({"inputs": {"latents": [None]}}, "one latents for each of the 1 prompts, and one of them is None"),
+        ({"inputs": {"latents": torch.zeros(2, 4, 8, 8)}}, "for each of the 1 prompts, as a list; got 2"),
+        ({"inputs": {"picture": [1]}}, "inputs name picture, which a StableDiffusionPipeline does not take"),
+        ({"inputs": {"prompt": ["a"]}}, "inputs name prompt, which a StableDiffusionPipeline does not take"),
     ],
 )
-def test_bad_input_gets_a_sentence(options: dict, sentence: str, sd_folder: Path) -> None:
+def test_bad_input_gets_a_sentence_before_anything_is_painted(options: dict, sentence: str, sd_folder: Path) -> None:
     pipe = Pair(sd_folder).pipe
+    pipe.student.unet.register_forward_pre_hook(lambda *_: pytest.fail("it was painted"))
     with pytest.raises(ConfigError, match=sentence):
         pipe(PROMPTS[:1], **{"threshold": 0.0, "variance": 0.5, "teacher_steps": 3, **options})
+
+
+@pytest.mark.parametrize(
+    ("who", "call", "sentence"),
+    [
+        (
+            "student",
+            {"num_images_per_prompt": 2},
+            "the student's call asks for num_images_per_prompt=2, and every prom",
+        ),
+        (
+            "teacher",
+            {"num_images_per_prompt": 2},
+            "the teacher's call asks for num_images_per_prompt=2, and every prom",
+        ),
+        ("student", {"output_type": "pil"}, "the student's call names output_type, which every batch is given"),
+        ("teacher", {"sigmas": [1.0]}, "the teacher's call names sigmas, which would set its number of steps in the p"),
+        ("teacher", {"timesteps": [999]}, "the teacher's call names timesteps, .* take no few-step student for a teac"),
+        ("teacher", {"denoising_end": 0.8}, "the teacher's call names denoising_end"),
+    ],
+)
+def test_bad_calls_get_a_sentence(who: str, call: dict, sentence: str, sd_folder: Path) -> None:
+    pipe = Pair(sd_folder).pipe
+    with pytest.raises(ConfigError, match=sentence):
+        AdaptivePipeline(pipe.student, pipe.teacher, pipe.judge, **{f"{who}_call": call})
+    getattr(pipe, f"{who}_call").update(call)
+    with pytest.raises(ConfigError, match=sentence):
+        pipe(PROMPTS[:1], threshold=0.0, mode="regenerate", teacher_steps=3)
+
+
+def test_prompts_that_are_no_texts_are_refused(sd_folder: Path) -> None:
+    pipe = Pair(sd_folder).pipe
+    for prompts, sentence in ((None, "one prompt or more"), ([None], "prompts are texts; got None")):
+        with pytest.raises(ConfigError, match=sentence):
+            pipe(prompts, threshold=0.0, mode="regenerate", teacher_steps=3)
 
 
 def test_a_budget_out_of_reach_is_refused(sd_folder: Path) -> None:
@@ -295,10 +338,10 @@ def test_editing_regenerates_from_the_same_noised_image(sd_folder: Path) -> None
     options: dict[str, Any] = {"teacher_steps": 6, "inputs": {"image": pictures}}
     answer = seeded(pipe, PROMPTS[:3], 0, threshold=9.0, mode="regenerate", **options)
     generators = [torch.Generator().manual_seed(i) for i in range(3)]
-    call: dict[str, Any] = {"guidance_scale": GUIDANCE, "strength": 0.5, "num_inference_steps": 6}
+    call: dict[str, Any] = {"guidance_scale": GUIDANCE, "strength": 0.5, "num_inference_steps": 12}
     expected = forms[1](PROMPTS[:3], image=pictures, generator=generators, output_type="pt", **call).images
     torch.testing.assert_close(answer.images, expected, atol=1e-4, rtol=0)
-    assert answer.steps == [2 + 3] * 3
+    assert answer.steps == [2 + 6] * 3
     with pytest.raises(ConfigError, match="begins with the image that is edited.*use mode='regenerate'"):
         seeded(pipe, PROMPTS[:3], 0, threshold=9.0, variance=0.5, **options)
 
