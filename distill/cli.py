@@ -24,6 +24,7 @@ Turns a slow diffusion pipeline into a 1-4 step one.
   calibrate  when to ask the teacher      distill calibrate --student FOLDER --teacher PIPELINE --output FILE
   collaborate  student and teacher        distill collaborate --student FOLDER --teacher PIPELINE --calibration FILE
   analyse    where the two differ         distill analyse --student FOLDER --teacher PIPELINE
+  vote       win rates and ELO            distill vote --votes FILE.csv
 
 `distill COMMAND --help` lists a command's options."""
 
@@ -239,6 +240,8 @@ def calibrate(
     pair = open_pair(
         student, teacher, judge, None, student_steps, student_guidance, teacher_guidance, solver, device
     )  # fmt: skip
+    if budget is not None:
+        calibrating.check_search(pair, asked, budget, modes)
     made = calibrating.calibrate(pair, asked, seed, batch_size)
     made.save(output)
     if budget is not None:
@@ -382,6 +385,54 @@ def analyse(
     print(json.dumps(analysis.save(rows, asked, output, command, seed), indent=2))
 
 
+def vote(
+    votes: str,
+    images: dict[str, str] | None = None,
+    judge: str | None = None,
+    output: str | None = None,
+    batch_size: int = 64,
+    device: str = "auto",
+) -> None:
+    """Counts pairwise votes of people or judges as win rates and ELO; with images, a judge casts them first.
+
+    Args:
+        votes: a CSV file with the columns first, second, outcome (1, 0 or 0.5), prompt and voter; with images it is
+            written, and a table of other voters is not replaced.
+        images: folders of `distill sample` with the same prompts by name, as '{"a": "FOLDER", "b": "FOLDER"}'.
+        judge: who votes on them, as in `distill calibrate`; the table names it as judge:SPEC.
+        output: a JSON file to write win rates and ELO to as well, with command and machine.
+        batch_size: images per call of the judge.
+        device: of the judge: auto, cpu, cuda, ...
+    """
+    from pathlib import Path
+
+    from distill.collaboration.judges import check_judge, open_judge
+    from distill.errors import ConfigError, at_least_one
+    from distill.evaluation.voting import cast_votes, check_own, common_prompts, read_votes, save_votes, tally
+    from distill.files import check_file, save_json
+    from distill.inference import pick_device
+    from distill.provenance import stamped
+
+    at_least_one(batch_size=batch_size)
+    check_file(output)
+    if output and Path(output).resolve() == Path(votes).resolve():
+        raise ConfigError(f"'{output}' is the table of votes; give another --output for what they come to")
+    if (images is None) != (judge is None):
+        raise ConfigError("a judge votes on images; give --images and --judge, or only --votes to count a table")
+    if images is not None and judge is not None:
+        check_file(votes)
+        check_judge(judge)
+        check_own(votes, judge)
+        common_prompts(images)  # before a judge is loaded
+        cast = cast_votes(images, open_judge(judge, pick_device(device)), judge, batch_size)
+        save_votes(cast, votes)
+        print(f"{len(cast)} votes of the judge {judge} are in {votes}", file=sys.stderr)
+    found = tally(read_votes(votes))
+    print(json.dumps(found, indent=2))
+    if output:
+        save_json(stamped(found, [0], shlex.join(["distill", *sys.argv[1:]])), output)
+
+
 def _generate(command: str, arguments: list[str]) -> None:
     from distill.training.generating import generate_latents, generate_pairs
 
@@ -487,4 +538,5 @@ COMMANDS: dict[str, Callable[[str, list[str]], None]] = {
     "calibrate": _function(calibrate),
     "collaborate": _function(collaborate),
     "analyse": _function(analyse),
+    "vote": _function(vote),
 }

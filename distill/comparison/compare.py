@@ -10,14 +10,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from torch import nn
-
 from distill.collaboration.calibrate import CALIBRATION, calibrate
-from distill.collaboration.calibration import Calibration, prompts_hash
-from distill.collaboration.calibration import digest as weights_digest
-from distill.collaboration.judges import SCORES, open_judge
-from distill.collaboration.pipeline import AdaptiveOutput, AdaptivePipeline
-from distill.comparison.identity import digest, named
+from distill.collaboration.calibration import VERSION, Calibration, judge_identity, parts, plain, prompts_hash
+from distill.collaboration.judges import open_judge
+from distill.collaboration.pipeline import AdaptiveOutput, AdaptivePipeline, at_own_size
+from distill.comparison.identity import digest
 from distill.comparison.rows import Adaptive, Comparison, Row, rows_of
 from distill.data import shapes
 from distill.data.prompts import read_prompts
@@ -125,11 +122,13 @@ def _adaptive(student: Painter, how: Adaptive, budget: int, comparison: Comparis
     """A student whose teacher improves as many images as the budget allows."""
     teacher = open_painter(how.teacher, solver=how.solver)
     judge = open_judge(how.judge, pick_device("auto"))
-    pair = AdaptivePipeline(student.pipeline, teacher.pipeline, judge, None, student.call, teacher.call)
+    own = at_own_size(student.pipeline, teacher.pipeline, teacher.call)
+    pair = AdaptivePipeline(student.pipeline, teacher.pipeline, judge, None, student.call, own)
     pair.set_progress_bar_config(disable=True)  # type: ignore[attr-defined]
+    call: dict[str, Any] = {"mode": how.mode, "variance": how.variance, "teacher_steps": how.teacher_steps}
+    pair.plan(threshold=0.0, **call)  # what the teacher cannot do is refused before the student's images are scored
     held_out = read_prompts(how.held_out) if how.held_out else shapes.captions(CALIBRATION, range(how.count))
     pair.calibration = kept_calibration(pair, held_out, comparison.runs, comparison.batch_size)
-    call = {"mode": how.mode, "variance": how.variance, "teacher_steps": how.teacher_steps}
     call |= {"budget": budget, "batch_size": comparison.batch_size}
     return Painter(Counted(pair), call, teacher=student.teacher)
 
@@ -152,18 +151,8 @@ def kept_calibration(pair: AdaptivePipeline, prompts: list[str], runs: str | Pat
 
 def calibration_key(pair: AdaptivePipeline, prompts: list[str]) -> str:
     """What tells scores from any others: all parts of the student, its call, the judge and the prompts."""
-    about = {name: _about(part) for name, part in pair.student.components.items()}
-    judge = [pair.judge.spec, named(pair.judge.spec), SCORES]
-    return digest([about, pair.student_call, judge, prompts_hash(prompts)])
-
-
-def _about(part: Any) -> Any:
-    """What a part of a pipeline is, wherever it was loaded from: weights, a vocabulary, or settings."""
-    if isinstance(part, nn.Module):
-        return weights_digest(part)
-    if hasattr(part, "get_vocab"):
-        return [type(part).__name__, part.get_vocab(), part.model_max_length]
-    return repr(part)
+    judge = [pair.judge.spec, judge_identity(pair.judge.spec)]
+    return digest([VERSION, parts(pair.student), plain(pair.student_call), judge, prompts_hash(prompts)])
 
 
 class Counted:

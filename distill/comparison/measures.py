@@ -17,10 +17,10 @@ from distill.collaboration.pipeline import SIDES
 from distill.comparison.identity import digest, named
 from distill.data import shapes
 from distill.data.loading import batches
-from distill.data.shapes_data import ShapesDataset
+from distill.data.shapes_data import HELD_OUT, ShapesDataset
 from distill.errors import ConfigError
 from distill.evaluation.distances import DISTANCES, Distance, open_distance
-from distill.evaluation.evaluate import HELD_OUT, reference_images
+from distill.evaluation.evaluate import reference_images
 from distill.evaluation.metrics import read_back
 from distill.evaluation.shapes_judge import load_shapes_judge
 from distill.evaluation.statistics import (

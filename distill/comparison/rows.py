@@ -16,8 +16,8 @@ from distill.comparison.identity import digest, named, stamp, weights
 from distill.comparison.measures import Drawn, Measure, Setting, specification
 from distill.data import shapes
 from distill.data.prompts import read_prompts
+from distill.data.shapes_data import HELD_OUT
 from distill.errors import ConfigError
-from distill.evaluation.evaluate import HELD_OUT
 
 NOTHING = "there is nothing to compare; give entries, each with a name and a recipe, checkpoint or pipeline"
 

@@ -28,7 +28,7 @@ def open_distance(name: str, device: torch.device | str = "cpu") -> Distance:
         device: of the network; answers are on the CPU.
 
     Raises:
-        ConfigError: an unknown name, or a package that is not installed.
+        ConfigError: an unknown name, or a package that is not installed or cannot be imported.
     """
     if name not in DISTANCES:
         raise ConfigError(f"the distance '{name}' is unknown; choose one of {', '.join(DISTANCES)}")
@@ -49,8 +49,13 @@ def _lpips(name: str, device: torch.device | str) -> Distance:
 def _dreamsim(name: str, device: torch.device | str) -> Distance:
     try:
         from dreamsim import dreamsim
-    except ImportError as error:
-        raise ConfigError("the distance 'dreamsim' needs a package: pip install dreamsim") from error
+    except Exception as error:  # of a package that is there, whatever it does when it is imported
+        if isinstance(error, ModuleNotFoundError) and error.name == DREAMSIM:
+            raise ConfigError("the distance 'dreamsim' needs a package: pip install 'distill[dreamsim]'") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"the distance 'dreamsim' cannot be used: its package is installed and fails to import ({reason})"
+        ) from error
     model: Any = dreamsim(pretrained=True, device=str(device))[0]
 
     def seen(images: Tensor) -> Tensor:

@@ -14,14 +14,13 @@ from torch import Tensor
 from distill.data import shapes
 from distill.data.images import resize_and_crop
 from distill.data.loading import batches
-from distill.data.shapes_data import ShapesDataset
+from distill.data.shapes_data import HELD_OUT, ShapesDataset
 from distill.errors import ConfigError
 from distill.evaluation.metrics import Alignment, ClipScore, FidShapes, inception_fid
 from distill.inference import Painter
 from distill.progress import tracked
 
 IMAGES = {".png", ".jpg", ".jpeg", ".webp"}
-HELD_OUT = 1  # seed of the drawn images that no teacher and no student has seen
 
 
 def evaluate_on_shapes(

@@ -12,6 +12,7 @@ from torchmetrics import Metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from distill.data import shapes
+from distill.errors import ConfigError
 from distill.evaluation.shapes_judge import FEATURES, ShapesJudge, load_shapes_judge
 
 
@@ -87,6 +88,9 @@ class ClipScore(Metric):
     Args:
         model: open_clip architecture; ADD and LADD report ViT-g-14.
         pretrained: open_clip tag, or a weight file.
+
+    Raises:
+        ConfigError: no such architecture or weights.
     """
 
     full_state_update = False
@@ -94,14 +98,10 @@ class ClipScore(Metric):
     count: Tensor
 
     def __init__(self, model: str = "ViT-g-14", pretrained: str = "laion2b_s34b_b88k"):
-        import open_clip
-
         super().__init__()
-        self.clip, _, preprocess = open_clip.create_model_and_transforms(model, pretrained=pretrained or None)
+        self.clip, preprocess, self.tokenizer = _open_clip(model, pretrained)
         self.clip.eval().requires_grad_(False)
-        self.tokenizer = open_clip.get_tokenizer(model)
-        self.size = self.clip.visual.image_size
-        normalize = preprocess.transforms[-1]
+        *self.fitting, normalize = preprocess.transforms
         self.mean, self.std = normalize.mean, normalize.std
         self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros(()), dist_reduce_fx="sum")
@@ -117,11 +117,17 @@ class ClipScore(Metric):
 
     def image_features(self, images: Tensor) -> Tensor:
         """Of images `[B, 3, H, W]` in [0, 1]: `[B, D]`, of length 1."""
+        return self.clip.encode_image(self.fit(images), normalize=True)
+
+    def fit(self, images: Tensor) -> Tensor:
+        """Images `[B, 3, H, W]` in [0, 1] as the model is to see them, by open_clip's own transforms: most models the
+        middle of an image whose shorter side is resized, some all of it, squeezed into a square.
+        """
         from torchvision.transforms.v2 import functional as F
 
-        size = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
-        resized = F.resize(images, list(size), F.InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
-        return self.clip.encode_image(F.normalize(resized, self.mean, self.std), normalize=True)
+        for transform in self.fitting:
+            images = transform(images)
+        return F.normalize(images.clamp(0, 1), self.mean, self.std)
 
     def text_features(self, prompts: Sequence[str], device: torch.device) -> Tensor:
         """Of B prompts: `[B, D]`, of length 1."""
@@ -129,6 +135,26 @@ class ClipScore(Metric):
 
     def compute(self) -> Tensor:
         return self.total / self.count.clamp(min=1)
+
+
+def _open_clip(model: str, pretrained: str) -> tuple[Any, Any, Any]:
+    """The model, what prepares images for it and what cuts text into its tokens."""
+    import open_clip
+
+    try:
+        clip, _, preprocess = open_clip.create_model_and_transforms(model, pretrained=pretrained or None)
+        return clip, preprocess, open_clip.get_tokenizer(model)
+    except Exception as error:  # torch.load meets what is no weight file with half a dozen kinds
+        names = "names, such as ViT-g-14 with laion2b_s34b_b88k"
+        if ":" not in model and model not in open_clip.list_models():
+            raise ConfigError(f"open_clip has no architecture '{model}'; give one it {names}") from error
+        if Path(pretrained).is_file():
+            raise ConfigError(f"'{pretrained}' is no weight file of open_clip's {model}, or a damaged one") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"open_clip's {model} cannot be opened with the weights '{pretrained}' ({reason}); give a weight file or "
+            f"a tag that open_clip {names}"
+        ) from error
 
 
 class ClipDirection(ClipScore):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from distill.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Vote:
@@ -58,7 +60,12 @@ def elo(
         start: every rating's beginning.
         shuffles: orders the mean is over; 1,000 in the paper.
         seed: of the orders.
+
+    Raises:
+        ConfigError: no votes.
     """
+    if not votes:
+        raise ConfigError("there are no votes to rate anything by; give one or more")
     names = sorted({name for vote in votes for name in (vote.first, vote.second)})
     place = {name: index for index, name in enumerate(names)}
     pairs = torch.tensor([[place[v.first], place[v.second]] for v in votes])

@@ -22,10 +22,9 @@ from distill.comparison.measures import (
 )
 from distill.comparison.rows import Comparison, Entry, rows_of
 from distill.data import shapes
-from distill.data.shapes_data import ShapesDataset
+from distill.data.shapes_data import HELD_OUT, ShapesDataset
 from distill.errors import ConfigError
 from distill.evaluation.distances import open_distance
-from distill.evaluation.evaluate import HELD_OUT
 from distill.evaluation.statistics import frechet_distance, kernel_distance
 from distill.inference import Painter, open_painter, save_png
 from distill.perceptual.latent_lpips import TINY, LatentLPIPS
@@ -106,20 +105,14 @@ def test_real_images_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(list((tmp_path / "kept").iterdir())) == 2, "another folder is another reference"
 
 
-def test_features_are_those_of_the_inception_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real network with random weights, read from a file in torch-fidelity's layout."""
+def test_features_are_those_of_the_inception_network(inception: Path) -> None:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Inception
 
-    with monkeypatch.context() as unread:
-        unread.setattr("torch.load", lambda *_, **__: {})
-        unread.setattr(Inception, "load_state_dict", lambda self, state: None)
-        torch.manual_seed(0)
-        network = Inception("random", ["2048"], feature_extractor_weights_path="nothing").eval()
-    torch.save(network.state_dict(), tmp_path / "inception.pth")
+    network = Inception("random", ["2048"], feature_extractor_weights_path=str(inception)).eval()
     images = torch.rand(3, 3, 24, 24)
     with torch.no_grad():
         (expected,) = network((images * 255).to(torch.uint8))
-    found = RealImages("real", inception=str(tmp_path / "inception.pth"))._features(images)
+    found = RealImages("real", inception=str(inception))._features(images)
     assert found.shape == (3, 2048) and found.std() > 0
     torch.testing.assert_close(found, expected)
 
@@ -199,7 +192,7 @@ def test_bad_measures_get_a_sentence(tmp_path: Path) -> None:
         Diversity("shapes", images=1)
     with pytest.raises(ConfigError, match="the judge 'beauty' is unknown"):
         Judged("beauty").check(setting(tmp_path))
-    with pytest.raises(ConfigError, match="needs a package: pip install dreamsim"):
+    with pytest.raises(ConfigError, match="needs a package: pip install 'distill\\[dreamsim\\]'"):
         Diversity("dreamsim").check(setting(tmp_path))
     with pytest.raises(ConfigError, match="holds 0 images; give a folder with 2 or more"):
         RealImages(str(tmp_path / "nowhere")).check(setting(tmp_path))

@@ -1,5 +1,11 @@
 from __future__ import annotations
 
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.machinery import PathFinder
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -40,5 +46,42 @@ def test_nothing_is_apart_from_itself(name: str) -> None:
 def test_distances_that_cannot_be_opened_get_a_sentence() -> None:
     with pytest.raises(ConfigError, match="the distance 'beauty' is unknown; choose one of shapes, tiny-lpips, vgg"):
         open_distance("beauty")
-    with pytest.raises(ConfigError, match="'dreamsim' needs a package: pip install dreamsim"):
+
+
+@pytest.fixture
+def no_dreamsim(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever is installed here, nothing is imported so far."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "dreamsim"]:
+        monkeypatch.delitem(sys.modules, name)
+    yield
+    sys.modules.pop("dreamsim", None)
+
+
+def test_a_missing_package_is_named(no_dreamsim: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.meta_path", [finder for finder in sys.meta_path if finder is not PathFinder])
+    with pytest.raises(ConfigError, match=r"'dreamsim' needs a package: pip install 'distill\[dreamsim\]'$"):
         open_distance("dreamsim")
+
+
+def test_the_package_is_an_extra_of_this_one() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert project["name"] == "distill" and project["optional-dependencies"]["dreamsim"] == ["dreamsim"]
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("from torch import no_such_name", "cannot import name 'no_such_name' from 'torch'"),
+        ("import no_such_dependency", "No module named 'no_such_dependency'"),
+        ("raise RuntimeError('peft is too old')", "peft is too old"),
+        ("raise RuntimeError", "RuntimeError"),
+    ],
+)
+def test_a_package_that_fails_to_import_says_why(
+    tmp_path: Path, no_dreamsim: None, monkeypatch: pytest.MonkeyPatch, source: str, reason: str
+) -> None:
+    (tmp_path / "dreamsim.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=f"its package is installed and fails to import .{reason}") as raised:
+        open_distance("dreamsim")
+    assert "pip install" not in str(raised.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from scipy import linalg
 
 from distill.data import shapes
 from distill.data.shapes_data import ShapesDataset
+from distill.errors import ConfigError
 from distill.evaluation.metrics import Alignment, ClipDirection, ClipScore, FidShapes, read_back
 from distill.evaluation.shapes_judge import load_shapes_judge
 
@@ -93,6 +95,86 @@ def test_clip_score_is_open_clips(tmp_path: Path) -> None:
         text = tower.encode_text(open_clip.get_tokenizer("RN50-quickgelu")(prompts))
     expected = torch.nn.functional.cosine_similarity(image, text).mean()
     assert metric.compute().item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+TINY_CLIP = "tiny-clip-of-tests"
+
+
+def tiny_clip(folder: Path) -> str:
+    """Makes an architecture of one layer known to open_clip; a file of random weights for it."""
+    import open_clip
+
+    vision = {"image_size": 224, "layers": 1, "width": 64, "head_width": 32, "patch_size": 32}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    config = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
+    (folder / f"{TINY_CLIP}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder / f"{TINY_CLIP}.json")
+    torch.save(open_clip.create_model(TINY_CLIP, pretrained=None).state_dict(), folder / "clip.pt")
+    return str(folder / "clip.pt")
+
+
+@pytest.mark.parametrize("size", [(256, 384), (384, 256), (150, 100), (224, 224), (300, 300)])
+def test_clip_sees_images_as_open_clips_own_transform_has_them(tmp_path: Path, size: tuple[int, int]) -> None:
+    """Up to what Pillow rounds to 8 bits, once after each side; a neighbouring pixel is more unlike than that."""
+    import open_clip
+    from torchvision.transforms.functional import to_pil_image
+
+    metric = ClipScore(TINY_CLIP, tiny_clip(tmp_path))
+    preprocess = open_clip.create_model_and_transforms(TINY_CLIP, pretrained=None)[2]
+    rough = torch.rand(1, 3, 6, 9, generator=torch.Generator().manual_seed(1))
+    smooth = torch.nn.functional.interpolate(rough, size, mode="bicubic").clamp(0, 1)
+    image = (smooth * 255).round().to(torch.uint8)
+    expected = preprocess(to_pil_image(image[0]))[None]
+    torch.testing.assert_close(metric.fit(image / 255), expected, atol=1.5 / 255 / 0.26, rtol=0)
+    assert (expected.roll(1, 3) - expected)[..., 1:].abs().max() > 4 / 255 / 0.26
+    with torch.no_grad():
+        features = torch.nn.functional.normalize(metric.clip.encode_image(expected))
+        torch.testing.assert_close(metric.image_features(image / 255), features, atol=2e-3, rtol=0)
+
+
+def test_clip_sees_squares_whole(tmp_path: Path) -> None:
+    """Resized, without what bicubic weights overshoot."""
+    from torchvision.transforms.v2 import functional as F
+
+    metric, images = ClipScore(TINY_CLIP, tiny_clip(tmp_path)), torch.rand(2, 3, 300, 300)
+    resized = F.resize(images, [224, 224], F.InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
+    assert torch.equal(metric.fit(images), F.normalize(resized, metric.mean, metric.std))
+
+
+def test_models_that_squeeze_images_still_do(tmp_path: Path) -> None:
+    """Some of open_clip's, such as SigLIP, see all of an image."""
+    import open_clip
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+    from torchvision.transforms.v2 import functional as F
+
+    metric, images = ClipScore(TINY_CLIP, tiny_clip(tmp_path)), torch.rand(2, 3, 64, 96)
+    *metric.fitting, _ = image_transform_v2(PreprocessCfg(size=32, resize_mode="squash"), is_train=False).transforms
+    resized = F.resize(images, [32, 32], F.InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
+    expected = F.normalize(resized, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+    torch.testing.assert_close(metric.fit(images), expected)
+
+
+def test_a_clip_that_cannot_be_opened_gets_a_sentence(tmp_path: Path) -> None:
+    file = Path(tiny_clip(tmp_path))
+    damaged = file.read_bytes()[:1000]
+    torch.save({"other": torch.zeros(2)}, file)
+    for junk in (
+        file.read_bytes(),
+        damaged,
+        b"",
+        b"not weights at all",
+        bytes(range(256)) * 9,
+        b"\x80\x02" + bytes(40),
+    ):
+        file.write_bytes(junk)
+        with pytest.raises(
+            ConfigError, match=f"^'.*clip.pt' is no weight file of open_clip's {TINY_CLIP}, or a damaged"
+        ):
+            ClipScore(TINY_CLIP, str(file))
+    with pytest.raises(ConfigError, match="^open_clip has no architecture 'ViT-NoSuch'; give one it names, such as"):
+        ClipScore("ViT-NoSuch", "x")
+    with pytest.raises(ConfigError, match=f"^open_clip's {TINY_CLIP} cannot be opened with the weights 'nosuch' \\("):
+        ClipScore(TINY_CLIP, "nosuch")
 
 
 def test_clip_direction_is_what_an_edit_changed(tmp_path: Path) -> None:
