@@ -40,7 +40,7 @@ class SummedModule(DistillModule):
     def _student_turn(self, sample: Sample, batch: Batch, step: int, updates: bool) -> None:
         losses = [strategy.weight * strategy.student_loss(sample, batch, step) for strategy in self.strategies]
         total = torch.stack(losses).sum()
-        self._losses.append(total.detach())
+        self._losses[0].append(total.detach())
         sample.gather(sample.gradient(total))
         sample.backward()
         self._update(0, list(self.student.parameters()))  # type: ignore[union-attr]

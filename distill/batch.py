@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -37,6 +36,7 @@ class Draws:
         first: index of this process's first sample within the global batch.
         size: number of samples of this process, B.
         device: where the numbers are wanted.
+        owner: whose numbers they are, where two of one kind draw for the same purposes.
     """
 
     seed: int
@@ -44,6 +44,7 @@ class Draws:
     first: int
     size: int
     device: torch.device
+    owner: str = ""
 
     def normal(self, purpose: str, *shape: int) -> Tensor:
         """Standard normal, `[B, *shape]` float32."""
@@ -74,7 +75,7 @@ class Draws:
         return numbers
 
     def _key(self, purpose: str, sample: int | str) -> int:
-        key = f"{self.seed}/{self.batch}/{purpose}/{sample}".encode()
+        key = f"{self.seed}/{self.batch}/{self.owner}{purpose}/{sample}".encode()
         return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
 
 
@@ -115,21 +116,28 @@ class Batch:
         same in all players' turns.
 
         Args:
-            name: that no other strategy gives to another tensor.
+            name: that no other kind of strategy gives to another tensor.
         """
+        return self._once(self.draws.owner + name, make)
+
+    def owned(self, owner: str) -> Batch:
+        """The same batch with random numbers of `owner`'s own."""
+        return replace(self, draws=replace(self.draws, owner=f"{owner}/"))
+
+    def _once(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         if name not in self._made:
             with torch.no_grad():
                 self._made[name] = make()
         return self._made[name]
 
-    @cached_property
+    @property
     def pixels(self) -> Tensor:
         """The real pictures, `[B, 3, 8H, 8W]` in [-1, 1]; latents are decoded, once, on first use."""
         if self.pictures is not None:
             return self.pictures
         assert self.decode is not None
-        with torch.no_grad():
-            return self.decode(self.x0)
+        decode = self.decode
+        return self._once("pixels", lambda: decode(self.x0))
 
     def cond_of(self, prompt: str) -> Cond:
         """The conditioning of one prompt for every sample, such as the empty one for guidance."""

@@ -100,6 +100,21 @@ def vit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real Inception network with random weights, as a file in torch-fidelity's layout."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    with pytest.MonkeyPatch.context() as unread:
+        unread.setattr("torch.load", lambda *_, **__: {})
+        unread.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        torch.manual_seed(0)
+        network = FeatureExtractorInceptionV3("random", ["2048"], feature_extractor_weights_path="nothing")
+    path = tmp_path_factory.mktemp("networks") / "inception.pth"
+    torch.save(network.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixteen captioned pictures of noise."""
     from PIL import Image

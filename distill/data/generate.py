@@ -248,7 +248,10 @@ class TeacherLatents(Maker):
         noise, pipeline = noise.float(), self.pipeline(noise.device)
         generators = self._draws(indices, noise.device).generators("generate/between steps")
         with own_noise(pipeline.scheduler, generators), torch.no_grad():
-            return pipeline(prompts, latents=noise, output_type="latent", **size, **call).images
+            try:
+                return pipeline(prompts, latents=noise, output_type="latent", **size, **call).images
+            except ValueError as error:  # how diffusers refuses sizes, numbers of steps, ...
+                raise ConfigError(f"{type(pipeline).__name__} cannot be called so: {error}") from error
 
     def pipeline(self, device: torch.device) -> Any:
         """The teacher's pipeline, read once."""

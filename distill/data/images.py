@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +36,21 @@ class ImagesDataset:
         height, width: in pixels.
         split: of the data set.
         caption: the column of the captions; the first of `CAPTIONS` that is there if not given.
+        count: how many, the first ones; all if not given.
 
     Raises:
         ConfigError: nothing there, or no images, or no captions, or captions that are no text.
     """
 
-    def __init__(self, source: str, height: int, width: int, split: str = "train", caption: str | None = None):
+    def __init__(
+        self,
+        source: str,
+        height: int,
+        width: int,
+        split: str = "train",
+        caption: str | None = None,
+        count: int | None = None,
+    ):
         from datasets import Image
 
         rows = _read(source, split)
@@ -56,8 +67,9 @@ class ImagesDataset:
                 f"the column {captions[0]} of '{source}' ({split}) holds {rows.features[captions[0]]} and no text; "
                 "name that of the captions with data.caption"
             )
-        self.source, self.height, self.width = source, height, width
+        self.source, self.split, self.height, self.width = source, split, height, width
         self.image, self.caption = images[0], captions[0]
+        rows = rows if count is None else rows.select(range(min(count, len(rows))))
         self.rows = rows.select_columns([self.image, self.caption]).cast_column(self.image, Image(decode=False))
 
     def __len__(self) -> int:
@@ -69,6 +81,13 @@ class ImagesDataset:
         found = [self._readable(index, unread) for index in indices]
         pixels = torch.stack([picture for picture, _ in found])
         return {"pixels": pixels, "prompts": [caption for _, caption in found], "unread": unread}
+
+    def captions_digest(self) -> str:
+        """A digest of all captions, in their order."""
+        said = hashlib.sha256()
+        for part in self.rows.select_columns([self.caption]).iter(batch_size=1000):
+            said.update(repr(part[self.caption]).encode())
+        return said.hexdigest()[:12]
 
     def _readable(self, index: int, unread: list[str]) -> tuple[Tensor, str]:
         for offset in range(len(self)):
@@ -97,6 +116,8 @@ class EncodedImages(Maker):
         settings = {
             "kind": "images",
             "source": images.source,
+            "split": images.split,
+            "captions": images.captions_digest(),
             "count": len(images),
             "height": images.height,
             "width": images.width,
@@ -104,14 +125,18 @@ class EncodedImages(Maker):
         }
         super().__init__(folder, settings, len(images), shard_size=512, batch_size=16)
         self.images, self.autoencoder = images, backbone.autoencoder().eval()
+        self.unread = 0
 
     def make(self, indices: list[int], device: torch.device) -> Made:
         batch = self.images.__getitems__(indices)
+        if batch["unread"]:
+            self.unread += len(batch["unread"])
+            warnings.warn(f"{told(self.unread, batch['unread'])}; the next ones stand in for them", stacklevel=2)
         with torch.no_grad():
             return {"x0": self.autoencoder.to(device).encode(batch["pixels"].to(device))}, batch["prompts"]
 
 
-class ImagesData(loading.SharedFolders):
+class ImagesData(loading.Compared, loading.SharedFolders):
     """Captioned real images for training, encoded on the fly or once.
 
     Args:
@@ -122,6 +147,8 @@ class ImagesData(loading.SharedFolders):
         encoded: a folder for the images' latents, made before training if it is not there; methods that need the
             pictures decode them. None encodes every batch anew.
         teacher: the pipeline whose autoencoder encodes them; needed with `encoded`.
+        reference: how many images of `reference_split` `validate` and `test` compare with; 0 for none.
+        reference_split: of the data set.
 
     Raises:
         ConfigError: a source that cannot be read, or `encoded` without `teacher`.
@@ -139,6 +166,8 @@ class ImagesData(loading.SharedFolders):
         workers: int = 4,
         encoded: str | None = None,
         teacher: str | None = None,
+        reference: int = 0,
+        reference_split: str = "validation",
     ):
         super().__init__()
         if encoded and not teacher:
@@ -146,6 +175,7 @@ class ImagesData(loading.SharedFolders):
         self.source, self.size, self.split, self.caption = source, (height, width), split, caption
         self.batch_size, self.seed, self.workers = batch_size, seed, workers
         self.encoded, self.teacher = encoded, teacher
+        self.references, self.reference_split = reference, reference_split
         self.unread = 0
 
     @property
@@ -154,12 +184,18 @@ class ImagesData(loading.SharedFolders):
         return f"images of {self.source}, {self.size[0]} x {self.size[1]}"
 
     def prepare_data(self) -> None:
-        images = self._images()  # a source that cannot be read stops here, before anything is loaded
+        if self.references:
+            self._compared()  # a source that cannot be read stops here, before anything is loaded
+        if self.trainer is not None and self.trainer.state.fn != "fit":
+            return
+        images = self._images()
         if self.encoded:
             make_here(EncodedImages(backbones.load(str(self.teacher)), self.encoded, images), "encoding images")
 
     def setup(self, stage: str) -> None:
-        self.dataset = LatentsDataset(self.encoded) if self.encoded else self._images()
+        self.reference = self._compared() if self.references else []  # type: ignore[assignment]
+        if stage == "fit":
+            self.dataset = LatentsDataset(self.encoded) if self.encoded else self._images()
 
     def train_dataloader(self) -> StatefulDataLoader:
         return loading.loader(self.dataset, self.batch_size, self.seed, self.trainer, self.workers)
@@ -169,11 +205,19 @@ class ImagesData(loading.SharedFolders):
         unread = batch.pop("unread", [])
         if unread:
             self.unread += len(unread)
-            rank_zero_warn(f"{self.unread} images could not be read so far and were skipped, the last is {unread[-1]}")
+            rank_zero_warn(told(self.unread, unread))
         return batch
+
+    def _compared(self) -> ImagesDataset:
+        return ImagesDataset(self.source, *self.size, self.reference_split, self.caption, self.references)
 
     def _images(self) -> ImagesDataset:
         return ImagesDataset(self.source, *self.size, self.split, self.caption)
+
+
+def told(count: int, names: list[str]) -> str:
+    """That `count` images could not be read so far, the last ones with these names."""
+    return f"{count} images could not be read so far and were skipped, the last is {names[-1]}"
 
 
 def resize_and_crop(picture: Tensor, height: int, width: int) -> Tensor:

@@ -19,7 +19,7 @@ from distill.data.shards import MANIFEST, LatentsDataset, read_manifest
 from distill.errors import ConfigError
 
 
-class LatentsData(loading.SharedFolders):
+class LatentsData(loading.Compared, loading.SharedFolders):
     """Latents a teacher made, for training; drawn images to compare with, for validation.
 
     Args:
@@ -92,16 +92,6 @@ class LatentsData(loading.SharedFolders):
 
     def train_dataloader(self) -> StatefulDataLoader:
         return loading.loader(self.dataset, self.batch_size, self.seed, self.trainer, self.workers)
-
-    def val_dataloader(self) -> Any:
-        if not len(self.reference):
-            if self.trainer is not None and self.trainer.state.fn == "fit":
-                return []
-            raise ConfigError("there is nothing to compare with; set data.reference to a number of drawn images")
-        size = min(self.batch_size, len(self.reference))
-        return loading.loader(self.reference, size, self.seed, self.trainer, shuffle=False)
-
-    test_dataloader = val_dataloader
 
     def _check_origin(self, settings: dict[str, Any]) -> None:
         expected = backbones.load(self.teacher).fingerprint

@@ -21,6 +21,30 @@ class SharedFolders(L.LightningDataModule):
         self.prepare_data_per_node = False
 
 
+class Compared:
+    """Data that `validate` and `test` compare the student's images with.
+
+    Attributes:
+        reference: what they are compared with; of length 0 where there is nothing.
+        batch_size, seed: as of training.
+    """
+
+    reference: BatchedDataset
+    batch_size: int
+    seed: int
+    trainer: L.Trainer | None
+
+    def val_dataloader(self) -> Any:
+        if not len(self.reference):
+            if self.trainer is not None and self.trainer.state.fn == "fit":
+                return []
+            raise ConfigError("there is nothing to compare with; set data.reference to a number of images")
+        size = min(self.batch_size, len(self.reference))
+        return loader(self.reference, size, self.seed, self.trainer, shuffle=False)
+
+    test_dataloader = val_dataloader
+
+
 class BatchedDataset(Protocol):
     """A data set that answers a list of indices with one collated batch: a dict of tensors `[B, ...]` and lists."""
 
@@ -61,6 +85,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
             )
         self.length, self.batch_size, self.seed, self.shuffle = length, batch_size, seed, shuffle
         self.rank, self.world_size, self.epoch = rank, world_size, 0
+        self.begin = 0  # the batch that the next epoch that is dealt begins with: a resumed one does within
 
     @property
     def sampler(self) -> GlobalBatchSampler:
@@ -78,28 +103,42 @@ class GlobalBatchSampler(Sampler[list[int]]):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(self.length, generator=generator) if self.shuffle else torch.arange(self.length)
         share = self.batch_size // self.world_size
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            first = start + self.rank * share
+        begin, self.begin = self.begin, 0
+        for batch in range(begin, len(self)):
+            first = batch * self.batch_size + self.rank * share
             yield order[first : first + share].tolist()
 
 
 class ResumableLoader(StatefulDataLoader):
-    """A loader whose state holds the epoch, and says right after the last batch that the epoch is over.
+    """A loader whose state is the epoch and the number of its batches that were dealt.
 
-    torchdata notices that only when asked for one more batch, so a run resumed from there would go through an empty
-    epoch; and Lightning calls `set_epoch` on a resumed run only after its workers have begun to fetch.
+    The order is a function of the epoch, so nothing more is needed, whatever the number of workers; torchdata's own
+    state fits its number only. Right after an epoch's last batch the state is the beginning of the next epoch: a run
+    resumed from there would go through an empty one otherwise.
     """
 
     batch_sampler: GlobalBatchSampler
+    trainer: L.Trainer | None = None  # which may end an epoch before the data do
+    _dealt_before = 0  # batches of this epoch that an earlier run was dealt
+
+    def __iter__(self) -> Any:
+        self._dealt_before = self.batch_sampler.begin
+        return super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
-        state = super().state_dict()
-        over = self._iterator._num_yielded >= len(self)
-        return {**state, "_iterator_finished": over, "epoch": self.batch_sampler.epoch + over}
+        dealt = self._dealt_before + (self._iterator._num_yielded if self._iterator is not None else 0)
+        last = min(len(self.batch_sampler), self.trainer.num_training_batches if self.trainer else len(self))
+        over = dealt >= last
+        return {"epoch": self.batch_sampler.epoch + over, "dealt": 0 if over else dealt}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if "dealt" not in state_dict:
+            raise ConfigError(
+                "the checkpoint keeps its place in the data as an earlier version did; begin a new run with its "
+                "student (model.student_init)"
+            )
         self.batch_sampler.set_epoch(state_dict["epoch"])
-        super().load_state_dict(state_dict)
+        self.batch_sampler.begin = state_dict["dealt"]
 
 
 def _as_is(batch: Any) -> Any:
@@ -118,7 +157,7 @@ def loader(
     """A loader whose position goes into the checkpoint, so that a resumed run continues mid-epoch."""
     rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
     sampler = GlobalBatchSampler(len(dataset), batch_size, seed, rank, world, shuffle)
-    return ResumableLoader(
+    made = ResumableLoader(
         dataset,  # type: ignore[arg-type]
         batch_sampler=sampler,
         collate_fn=collate,
@@ -126,6 +165,8 @@ def loader(
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
     )
+    made.trainer = trainer
+    return made
 
 
 def batches(indices: Sequence[int], batch_size: int) -> Iterator[list[int]]:

@@ -13,6 +13,7 @@ from distill.files import ASSETS, read_json
 LADD = "ladd-128"  # PartiPrompts without Basic, every fourth: arXiv 2403.12015, appendix A.1
 COLUMNS = ("prompt", "prompts", "caption", "captions", "text")
 HUB = "hub:"
+ENCODING = "utf-8-sig"  # with or without the mark that some editors begin a file with
 
 
 def read_prompts(source: str | Path) -> list[str]:
@@ -37,7 +38,10 @@ def read_prompts(source: str | Path) -> list[str]:
                 f"there is no file of prompts at '{name}'; give a text file with one prompt per line, COCO's captions "
                 f"(.json), a table (.csv, .tsv), {LADD}, or {HUB}NAME"
             )
-        prompts = READERS.get(path.suffix.lower(), _lines)(path)
+        try:
+            prompts = READERS.get(path.suffix.lower(), _lines)(path)
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"'{name}' is not UTF-8 ({error.reason}); save it as UTF-8 text") from error
     prompts = [" ".join(prompt.split()) for prompt in prompts if prompt and prompt.strip()]
     if not prompts:
         raise ConfigError(f"'{name}' holds no prompts")
@@ -66,7 +70,7 @@ def given_prompts(prompt: list[str] | str | None, prompts: str | None) -> list[s
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines()
+    return path.read_text(encoding=ENCODING).split("\n")
 
 
 def _coco(path: Path) -> list[str]:
@@ -81,7 +85,7 @@ def _coco(path: Path) -> list[str]:
 
 
 def _table(path: Path) -> list[str]:
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding=ENCODING) as file:
         rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
         column = _column(list(rows.fieldnames or []), str(path))
         return [row[column] for row in rows]

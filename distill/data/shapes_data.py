@@ -8,7 +8,10 @@ import lightning as L
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from distill.data import shapes
-from distill.data.loading import loader
+from distill.data.loading import Compared, loader
+
+HELD_OUT = 1  # seed of the drawn images that no teacher and no student has seen
+KEPT = 100_000  # how many of them are kept for measuring; training with the same seed begins after them
 
 
 class ShapesDataset:
@@ -38,7 +41,7 @@ class ShapesDataset:
         }
 
 
-class ShapesData(L.LightningDataModule):
+class ShapesData(Compared, L.LightningDataModule):
     """Images drawn as they are asked for; nothing is stored.
 
     Args:
@@ -46,14 +49,23 @@ class ShapesData(L.LightningDataModule):
         length: samples of one epoch.
         height, width: in pixels.
         seed: of the pictures and of their order.
+        reference: other drawn images that `validate` and `test` compare with; 0 for none.
     """
 
     def __init__(
-        self, batch_size: int = 128, length: int = 1_000_000, height: int = 32, width: int = 32, seed: int = 0
+        self,
+        batch_size: int = 128,
+        length: int = 1_000_000,
+        height: int = 32,
+        width: int = 32,
+        seed: int = 0,
+        reference: int = 0,
     ):
         super().__init__()
         self.batch_size, self.seed = batch_size, seed
-        self.dataset = ShapesDataset(length, seed, height, width)
+        first = KEPT if seed == HELD_OUT else 0
+        self.dataset = ShapesDataset(length, seed, height, width, first)
+        self.reference = ShapesDataset(reference, HELD_OUT, height, width)
 
     def train_dataloader(self) -> StatefulDataLoader:
         return loader(self.dataset, self.batch_size, self.seed, self.trainer)

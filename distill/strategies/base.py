@@ -43,6 +43,11 @@ class Strategy(nn.Module):
         self.critic: nn.Module | None = None
         self.report: dict[str, Tensor] = {}
 
+    @property
+    def has_critic(self) -> bool:
+        """Whether this kind of strategy trains something against the student; known before anything is built."""
+        return type(self).critic_loss is not Strategy.critic_loss
+
     def configure(self, backbone: Backbone, teacher: Frozen) -> None:
         """Builds the critic and frozen helpers; no weights are made or read before this is called.
 
@@ -53,6 +58,16 @@ class Strategy(nn.Module):
 
     def check(self, batch_size: int) -> None:
         """Refuses a number of samples per process that this term cannot work with.
+
+        Raises:
+            ConfigError: what was given, what is needed, what to do.
+        """
+
+    def check_levels(self, levels: list[float]) -> None:
+        """Refuses levels that the student is asked at and this term cannot work with.
+
+        Args:
+            levels: the few there are, most noise first; empty where the student is asked at all.
 
         Raises:
             ConfigError: what was given, what is needed, what to do.
@@ -76,7 +91,12 @@ class Strategy(nn.Module):
         raise NotImplementedError
 
     def critic_loss(self, sample: Sample, batch: Batch, step: int) -> dict[str, Tensor]:
-        """The critic's loss as named 0-dim terms, which are summed; called only where there is a critic."""
+        """The critic's loss as named 0-dim terms, which are summed; called only where there is a critic.
+
+        Args:
+            sample, batch: as in `student_loss`.
+            step: critic updates so far.
+        """
         raise NotImplementedError
 
     def check_judging(self) -> None:

@@ -81,6 +81,16 @@ class ConsistencyDistillation(Strategy):
                 "schedule leaves it: remove rescale_betas_zero_snr from model.schedule"
             )
 
+    def check_levels(self, levels: list[float]) -> None:
+        lower = self.lower(torch.tensor(levels)).tolist()
+        if levels and (lost := [low for low in lower if low and min(abs(low - level) for level in levels) > 1e-3]):
+            raise ConfigError(
+                "ConsistencyDistillation leads from each level the student is asked at to another one or to 0; its "
+                f"steps of {self.stride:.3g} lead from {', '.join(f'{level:.3g}' for level in levels)} to "
+                f"{', '.join(f'{low:.3g}' for low in lost)}, where it is never asked: give model.inputs.levels the "
+                "levels of the strategy, such as Evenly, or the strategy as many levels as there are"
+            )
+
     def student_loss(self, sample: Sample, batch: Batch, step: int) -> Tensor:
         with torch.no_grad():
             lower = self.lower(sample.t)

@@ -57,11 +57,18 @@ class NoisedData(Inputs):
             A schedule that does not end at zero SNR, such as Stable Diffusion's, mixes a trace of the data into it
             (arXiv 2305.08891), and a student that reads its picture's brightness there has nothing to read later. ADD
             (section 3) enforces zero SNR to this end.
+
+    Raises:
+        ConfigError: a few levels without that of noise alone.
     """
 
     def __init__(self, levels: Levels, warmup: Levels | None = None, warmup_steps: int = 0, pure_noise: bool = True):
         self.levels, self.warmup, self.warmup_steps, self.pure_noise = levels, warmup, warmup_steps, pure_noise
         self.few_levels = list(levels.values)
+        if self.few_levels and self.few_levels[0] < 1:
+            raise ConfigError(
+                f"a few-step student begins with noise alone, so the first of its levels is 1; got {self.few_levels}"
+            )
 
     def __call__(self, batch: Batch, process: Process, step: int) -> tuple[Tensor, Tensor]:
         levels = self.warmup if self.warmup is not None and step < self.warmup_steps else self.levels

@@ -12,9 +12,11 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from torchmetrics import Metric
+from torchmetrics.image.fid import FrechetInceptionDistance
 
 from distill.data import shapes
-from distill.evaluation.metrics import Alignment, FidShapes
+from distill.evaluation.metrics import Alignment, ClipScore, FidShapes, inception_fid
 from distill.files import remove, take_place
 from distill.inference import Painter, grid, save_png
 from distill.training.module import DistillModule
@@ -82,36 +84,61 @@ class SampleGrid(L.Callback):
 
 
 class Evaluation(L.Callback):
-    """`fid_shapes` and `alignment` of the student at some numbers of steps, during validation and test.
+    """How near the student's images are to the reference and to their captions, at some numbers of steps, during
+    validation and test: `fid_shapes` and `alignment` where the reference is drawn; `fid_inception` and, if asked for,
+    `clip_score` where it is real images.
 
     Args:
         steps: numbers of student steps; those of 1 and 4 that it has levels for if not given.
         seed: of the images' noise.
+        inception: Inception weight file; downloaded if not given.
+        clip: open_clip model for the CLIP score as `ARCHITECTURE:WEIGHTS`, such as `ViT-g-14:laion2b_s34b_b88k`; none
+            if not given.
     """
 
-    def __init__(self, steps: tuple[int, ...] | None = None, seed: int = 0):
-        self.steps, self.seed = steps, seed
+    def __init__(
+        self,
+        steps: tuple[int, ...] | None = None,
+        seed: int = 0,
+        inception: str | None = None,
+        clip: str | None = None,
+    ):
+        self.steps, self.seed, self.inception, self.clip = steps, seed, inception, clip
 
     def on_validation_epoch_start(self, trainer: L.Trainer, module: Any) -> None:
-        counts = self.steps or module.inputs.counts((1, 4))
-        self.painters = painters(module, counts)
-        self.metrics = {n: (FidShapes().to(module.device), Alignment().to(module.device)) for n in counts}
+        self.painters = painters(module, self.steps or module.inputs.counts((1, 4)))
+        self.metrics: dict[int, dict[str, Metric]] = {}
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         real, prompts = batch["pixels"] / 2 + 0.5, batch["prompts"]
+        if not self.metrics:
+            self.metrics = {n: self._metrics("attributes" in batch, module.device) for n in self.painters}
         first = (batch_idx * trainer.world_size + trainer.global_rank) * len(prompts)
-        for n, (fid, alignment) in self.metrics.items():
+        for n, metrics in self.metrics.items():
             images = self.painters[n](prompts, self.seed + first, len(prompts)).to(module.device)
-            fid.update(real, real=True)
-            fid.update(images, real=False)
-            alignment.update(images, prompts)
+            for metric in metrics.values():
+                if isinstance(metric, FrechetInceptionDistance):
+                    metric.update(real, real=True)
+                    metric.update(images, real=False)
+                else:
+                    metric.update(images, prompts)
+
+    def _metrics(self, drawn: bool, device: torch.device) -> dict[str, Metric]:
+        found: dict[str, Metric] = {}
+        if drawn:
+            found = {"fid_shapes": FidShapes(), "alignment": Alignment()}
+        else:
+            found = {"fid_inception": inception_fid(self.inception)}
+            if self.clip:
+                found["clip_score"] = ClipScore(*self.clip.split(":", 1))
+        return {name: metric.to(device) for name, metric in found.items()}
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
-        for n, (fid, alignment) in self.metrics.items():
-            values = {f"fid_shapes/steps_{n}": fid.compute(), f"alignment/steps_{n}": alignment.compute()}
-            module.log_dict({name: value.float() for name, value in values.items()}, sync_dist=False)
+        for n, metrics in self.metrics.items():
+            values = {f"{name}/steps_{n}": metric.compute().float() for name, metric in metrics.items()}
+            module.log_dict(values, sync_dist=False)
 
     def on_test_epoch_start(self, trainer: L.Trainer, module: Any) -> None:
         self.on_validation_epoch_start(trainer, module)
@@ -129,6 +156,11 @@ class Checkpoint(ModelCheckpoint):
     A sharded checkpoint is a folder that all processes write to. It is renamed when it is whole, as Lightning does with
     files: a run that is killed while it writes `last.ckpt` can be continued from the one before.
     """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """A resumed run does not save the step it begins with again, amid the batches of its next update."""
+        super().on_train_start(trainer, pl_module)
+        self._last_global_step_saved = trainer.global_step
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         if not getattr(trainer.strategy, "_save_distributed_checkpoint", False):

@@ -42,7 +42,8 @@ class DistillModule(L.LightningModule):
         ema: decay of the student's moving average, which is what is sampled and exported; None keeps none.
         target_ema: decay of a second, faster moving average, which strategies use as a target (`Sample.target`); None
             keeps none, and the target is the student itself.
-        accumulate: batches per update of each player.
+        accumulate: batches per update of each player; with more than one, the critics step after the student's turn, so
+            that all batches of an update meet the same critics.
         critic_updates: critic updates per student update; the extra ones draw fresh batches.
         seed: of every random number in training.
         schedule: what the student's noise schedule changes of the teacher's, for a variance-preserving one:
@@ -107,11 +108,18 @@ class DistillModule(L.LightningModule):
             )
         if min(accumulate, critic_updates, patience) < 1:
             raise ConfigError("model.accumulate, model.critic_updates and model.patience must be 1 or more")
+        if critic_updates > 1 and not any(strategy.has_critic for strategy in strategies):
+            raise ConfigError(
+                f"model.critic_updates={critic_updates} asks for more updates of a critic, and none of "
+                "model.strategies has one; leave it out"
+            )
         if student_init not in ("teacher", "random") and not Path(student_init).exists():
             raise ConfigError(
                 f"model.student_init={student_init} is neither teacher nor random, and there is no checkpoint of that "
                 "name; train the recipe that leaves it first, or give another"
             )
+        for strategy in strategies:
+            strategy.check_levels(inputs.few_levels)
         self.backbone = backbones.load(teacher, schedule=schedule)
         self.backbone.process()  # refuses a schedule that cannot be trained
         self.teacher_name, self.teacher_dtype = teacher, dtype_of(teacher_dtype)
@@ -129,7 +137,7 @@ class DistillModule(L.LightningModule):
         self.register_buffer("latent", torch.zeros(2, dtype=torch.long))  # height and width of the last batch
         self.strategy_configs: list[dict[str, Any]] | None = None  # what they were made from, where a recipe says it
         self._scalars: dict[str, Tensor] = {}
-        self._losses: list[Tensor] = []  # since the last update
+        self._losses: tuple[list[Tensor], list[Tensor]] = [], []  # of student and critics, since their last update
         self._autoencoder: Frozen | None = None
         self.decoded = 0  # latents, by training steps of this process
         self.student: Denoiser | None = None
@@ -278,9 +286,14 @@ class DistillModule(L.LightningModule):
         with torch.set_grad_enabled(asks_student):
             sample = self.ask(batch, step)
         if self.critics:
-            self._critic_turn(sample, batch, step, updates)
+            self._critic_turn(sample, batch, step * self.critic_updates + position // self.accumulate)
+        last = updates and asks_student and self.accumulate > 1  # of several batches, which all meet the same critics
+        if updates and not last:
+            self._update_critics()
         if asks_student:
             self._student_turn(sample, batch, step, updates)
+        if last:
+            self._update_critics()
         self._log_scalars()
 
     def encode(self, raw: dict[str, Any]) -> Batch:
@@ -308,17 +321,22 @@ class DistillModule(L.LightningModule):
         x_t, t = self.inputs(batch, self.student.process, step)
         return Sample(self.student(x_t, t, batch.cond), x_t, t, self._decode, self.target or self.student)
 
-    def _critic_turn(self, sample: Sample, batch: Batch, step: int, updates: bool) -> None:
+    def on_validation_model_zero_grad(self) -> None:
+        """Nothing: Lightning would empty the gradients at every epoch's end, amid an update of several batches."""
+
+    def _critic_turn(self, sample: Sample, batch: Batch, step: int) -> None:
         for name, strategy in self._named():
             if strategy.critic is not None:
-                terms = strategy.critic_loss(sample, batch, step)
+                terms = strategy.critic_loss(sample, _own(batch, name, strategy), step)
                 loss = torch.stack(list(terms.values())).sum()
                 with no_autocast(loss.device):
                     (loss / self.accumulate).backward()
-                self._losses.append(loss.detach())
+                self._losses[1].append(loss.detach())
                 self._scalars |= {f"critic/{name}/{term}": value for term, value in terms.items()}
                 self._scalars |= {f"critic/{name}/D({what})": value for what, value in strategy.report.items()}
-        if updates:
+
+    def _update_critics(self) -> None:
+        if self.critics:
             self._update(1, [p for critic in self.critics for p in critic.parameters()])
 
     def _student_turn(self, sample: Sample, batch: Batch, step: int, updates: bool) -> None:
@@ -329,7 +347,7 @@ class DistillModule(L.LightningModule):
             name, strategy = named[index]
             if step < strategy.begins:
                 continue
-            loss = strategy.student_loss(sample, batch, step)
+            loss = strategy.student_loss(sample, _own(batch, name, strategy), step)
             gradient = sample.gradient(loss)
             weight: Any = strategy.weight
             if weight == BALANCED:
@@ -338,7 +356,7 @@ class DistillModule(L.LightningModule):
             sample.gather(gradient, weight)
             if strategy.weight != BALANCED:
                 numbered = dict(sample.gathered)
-            self._losses.append(loss.detach())
+            self._losses[0].append(loss.detach())
             self._scalars |= {f"student/{name}": loss, f"gradient_at_sample/{name}": norm * abs(weight)}
         sample.backward(1 / self.accumulate)
         if updates and self._update(0, list(self.student.parameters())):
@@ -362,7 +380,8 @@ class DistillModule(L.LightningModule):
         parallel.average_gradients(parameters)
         norm = parallel.clip_gradients(parameters, self.clips[player])
         self._scalars[("student" if player == 0 else "critic") + "/gradient_norm"] = norm
-        losses, self._losses = torch.stack(self._losses).sum(), []
+        losses = torch.stack(self._losses[player]).sum()
+        self._losses[player].clear()
         finite = bool(parallel.average(losses).isfinite() & norm.isfinite())
         self._count_skipped(player, finite)
         if finite:
@@ -418,7 +437,8 @@ class DistillModule(L.LightningModule):
         Of what every batch computes that is this batch's; a lazy penalty's is its last.
         """
         self._scalars = {name: value.detach() for name, value in self._scalars.items()}
-        if (self.trainer.fit_loop.total_batch_idx + 1) % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0 is never
+        if not every or (self.trainer.fit_loop.total_batch_idx + 1) % every:
             return
         scalars, self._scalars = self._scalars, {}
         values = parallel.average(torch.stack([value.float() for value in scalars.values()]))
@@ -439,12 +459,25 @@ class DistillModule(L.LightningModule):
         return [name for name, decay in zip(("ema", "target"), self.decays, strict=True) if decay is not None]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses to go on with other networks than the run began with: their weights are not there.
+        """Refuses to go on with other networks than the run began with: their weights are not there, or mean another
+        thing.
 
         Raises:
-            ConfigError: other strategies, or other moving averages.
+            ConfigError: another teacher, noise schedule, strategies or moving averages.
         """
         about = checkpoint.get("distill", {})
+        before, weights = about.get("fingerprint", ""), self.backbone.fingerprint
+        if "@" in before and "@" in weights and before.partition("@")[2] != weights.partition("@")[2]:
+            raise ConfigError(
+                f"the checkpoint is of a run with the teacher {before}, and model.teacher is {weights}; go on with the "
+                "same, or begin a new run"
+            )
+        if about.get("schedule", self.backbone.schedule) != self.backbone.schedule:
+            raise ConfigError(
+                f"the checkpoint is of a run with model.schedule={about['schedule']}, this recipe has "
+                f"{self.backbone.schedule}, and its network would be read otherwise; go on with the same, or begin a "
+                "new run"
+            )
         kept = about.get("averages", self._kept())
         if kept != self._kept():
             raise ConfigError(
@@ -462,6 +495,7 @@ class DistillModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["distill"] = {
             "teacher": self.teacher_name,
+            "fingerprint": self.backbone.fingerprint,
             "strategies": [name for name, _ in self._named()],
             "averages": self._kept(),
             "strategy_configs": self.strategy_configs,
@@ -483,6 +517,11 @@ def dtype_of(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise ConfigError(f"a teacher's dtype is one of {', '.join(DTYPES)}; got {name}")
     return DTYPES[name]
+
+
+def _own(batch: Batch, name: str, strategy: Strategy) -> Batch:
+    """The batch for one strategy: of two of a class, each has random numbers of its own."""
+    return batch if name == type(strategy).__name__ else batch.owned(name)
 
 
 def _nothing() -> None:

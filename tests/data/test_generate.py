@@ -141,19 +141,38 @@ def test_damaged_and_missing_shards_are_made_again(whole: Path, sd3_folder: Path
     assert shards(folder) == shards(whole)
 
 
+def kill_and_go_on(arguments: list[str], folder: Path, count: int) -> None:
+    """Kills a command that makes `count` shards when one is there, and runs it again, which leaves what is there."""
+    run = Forked(arguments)
+    while not list(folder.glob("shard-*")):
+        assert not run.ended
+        time.sleep(0.005)
+    run.kill()
+    times = {shard: shard.stat().st_mtime_ns for shard in folder.glob("shard-*")}
+    assert len(times) < count, "the kill came too late to test anything"
+    main(arguments)
+    assert all(shard.stat().st_mtime_ns == then for shard, then in times.items())
+
+
 def test_killed_generation_continues_to_the_same_result(whole: Path, sd3_folder: Path, tmp_path: Path) -> None:
     arguments = ["generate", "latents", "--teacher", str(sd3_folder), "--output", str(tmp_path), "--count", "40"]
     arguments += ["--steps", "2", "--guidance", "3.0", "--shard_size", "8", "--batch_size", "4"]
     arguments += ["--accelerator", "cpu", "--devices", "1"]
-    run = Forked(arguments)
-    while not list(tmp_path.glob("shard-*")):
-        assert not run.ended
-        time.sleep(0.005)
-    run.kill()
-    left = len(list(tmp_path.glob("shard-*")))
-    assert left < 5, "the kill came too late to test anything"
-    main(arguments)
+    kill_and_go_on(arguments, tmp_path, 5)
     assert shards(tmp_path) == shards(whole)
+
+
+def test_killed_making_of_pairs_goes_on_to_the_same_pairs(sd_folder: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    arguments = ["generate", "pairs", "--teacher", str(sd_folder), "--count", "44", "--steps", "6", "--shard_size", "8"]
+    arguments += ["--batch_size", "4", "--embeddings", "true", "--accelerator", "cpu", "--devices", "1"]
+    main([*arguments, "--output", str(whole)])
+    kill_and_go_on([*arguments, "--output", str(parts)], parts, 6)
+    assert shards(parts) == shards(whole) and len(shards(parts)) == 6
+    ours, others = (LatentsDataset(folder).__getitems__([0, 19, 43]) for folder in (parts, whole))
+    assert ours.keys() == others.keys() == {"prompts", "x0", "noise", "cond.text", "cond.pooled"}
+    assert ours["prompts"] == others["prompts"]
+    assert all(torch.equal(ours[name], others[name]) for name in ours if name != "prompts")
 
 
 def test_two_processes_share_the_work(whole: Path, sd3_folder: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Pillow
 
 from distill import backbones
+from distill.data.generate import make_here
 from distill.data.images import EncodedImages, ImagesData, ImagesDataset, resize_and_crop
 from distill.data.shards import LatentsDataset
 from distill.errors import ConfigError
@@ -95,6 +96,50 @@ def test_images_that_cannot_be_read_are_skipped_and_named(pictures: Path) -> Non
         ImagesDataset(str(pictures), 16, 16).__getitems__([0])
 
 
+def test_images_that_cannot_be_read_are_told_of_when_they_are_encoded(
+    pictures: Path, sd_folder: Path, tmp_path: Path
+) -> None:
+    (pictures / "red.png").write_bytes(b"no picture")
+    maker = EncodedImages(backbones.load(str(sd_folder)), tmp_path / "encoded", ImagesDataset(str(pictures), 16, 16))
+    with pytest.warns(UserWarning, match=r"1 images could not be read so far .*red.png; the next ones stand in"):
+        maker.make([0, 1, 2, 3], torch.device("cpu"))
+
+
+def test_encoded_images_of_other_captions_are_other_images(pictures: Path, sd_folder: Path, tmp_path: Path) -> None:
+    def encode() -> None:
+        images = ImagesDataset(str(pictures), 16, 16)
+        make_here(EncodedImages(backbones.load(str(sd_folder)), tmp_path / "encoded", images), "encoding")
+
+    encode()
+    lines = (pictures / "metadata.jsonl").read_text()
+    (pictures / "metadata.jsonl").write_text(lines.replace("a red wall", "a wall in red"))
+    with pytest.raises(ConfigError, match="was made with other settings .captions=.* there, .* asked"):
+        encode()
+
+
+def test_what_is_compared_with_is_another_split(tmp_path: Path) -> None:
+    for split, colours in (("train", ["red", "blue"]), ("validation", ["white", "lime", "red"])):
+        (tmp_path / split).mkdir()
+        lines = []
+        for colour in colours:
+            Pillow.new("RGB", (16, 16), colour).save(tmp_path / split / f"{colour}.png")
+            lines.append(json.dumps({"file_name": f"{colour}.png", "text": f"a {colour} wall"}))
+        (tmp_path / split / "metadata.jsonl").write_text("\n".join(lines))
+    data = ImagesData(str(tmp_path), 16, 16, workers=0, reference=2, batch_size=8)
+    data.trainer = SimpleNamespace(  # type: ignore[assignment]
+        global_rank=0, world_size=1, num_training_batches=1, state=SimpleNamespace(fn="validate")
+    )
+    data.prepare_data()
+    data.setup("validate")
+    (batch,) = list(data.val_dataloader())
+    assert set(batch["prompts"]) < {"a white wall", "a lime wall", "a red wall"} and len(batch["prompts"]) == 2
+    nothing = ImagesData(str(tmp_path), 16, 16)
+    nothing.trainer = data.trainer
+    nothing.setup("validate")
+    with pytest.raises(ConfigError, match="there is nothing to compare with; set data.reference"):
+        nothing.val_dataloader()
+
+
 def test_a_row_that_cannot_be_used_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture too large to open, one without a caption, and one that is there with several."""
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 100)
@@ -135,7 +180,9 @@ def test_latents_are_encoded_once(pictures: Path, sd_folder: Path, tmp_path: Pat
     module = ImagesData(
         str(pictures), 32, 48, batch_size=2, workers=0, encoded=str(tmp_path / "encoded"), teacher=str(sd_folder)
     )
-    module.trainer = SimpleNamespace(global_rank=0, world_size=1)  # type: ignore[assignment]
+    module.trainer = SimpleNamespace(  # type: ignore[assignment]
+        global_rank=0, world_size=1, num_training_batches=2, state=SimpleNamespace(fn="fit")
+    )
     module.prepare_data()
     module.setup("fit")
     batch = next(iter(module.train_dataloader()))

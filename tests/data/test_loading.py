@@ -1,3 +1,4 @@
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -98,11 +99,11 @@ def test_lightning_gives_every_epoch_its_own_order():
     assert orders[2] == list(sampler)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [(0, 0), (2, 2), (0, 2), (2, 0), (1, 2)], ids=str)
 @pytest.mark.parametrize("kept", [1, 3, 4])
-def test_a_resumed_loader_goes_on_where_the_state_was_kept(workers, kept):
+def test_a_resumed_loader_goes_on_where_the_state_was_kept_with_any_number_of_workers(workers, kept):
     def two_epochs(state_after: int) -> tuple[list[list[int]], dict[str, Any]]:
-        data, seen, state = loader(Indices(16), 4, 0, None, workers), [], {}
+        data, seen, state = loader(Indices(16), 4, 0, None, workers[0]), [], {}
         for epoch in (1, 2):
             _set_sampler_epoch(data, epoch)
             iterator = iter(data)
@@ -113,7 +114,7 @@ def test_a_resumed_loader_goes_on_where_the_state_was_kept(workers, kept):
         return seen, state
 
     unbroken, state = two_epochs(kept)
-    resumed = loader(Indices(16), 4, 0, None, workers)
+    resumed = loader(Indices(16), 4, 0, None, workers[1])
     resumed.load_state_dict(state)
     rest = list(iter(resumed))
     first = 2 if kept == 4 else 1
@@ -121,6 +122,33 @@ def test_a_resumed_loader_goes_on_where_the_state_was_kept(workers, kept):
         _set_sampler_epoch(resumed, epoch)
         rest += list(resumed)
     assert _seen(rest) == unbroken[kept:]
+
+
+def test_a_loader_resumed_twice_in_an_epoch_knows_where_it_is():
+    states, seen = [{"epoch": 1, "dealt": 0}], []
+    for taken in (1, 2, 1):
+        data = loader(Indices(20), 4, 0, None)
+        data.load_state_dict(states[-1])
+        iterator = iter(data)
+        seen += [next(iterator)["indices"] for _ in range(taken)]
+        states.append(data.state_dict())
+    sampler = GlobalBatchSampler(20, 4, 0)
+    sampler.set_epoch(1)
+    assert seen == list(sampler)[:4] and states[1:] == [{"epoch": 1, "dealt": n} for n in (1, 3, 4)]
+
+
+def test_an_epoch_that_the_trainer_cuts_short_is_over_when_it_says_so():
+    trainer: Any = SimpleNamespace(global_rank=0, world_size=1, num_training_batches=3)
+    data = loader(Indices(24), 4, 0, trainer)
+    iterator = iter(data)
+    for _ in range(3):
+        next(iterator)
+    assert data.state_dict() == {"epoch": 1, "dealt": 0}
+
+
+def test_the_place_an_earlier_version_kept_is_refused():
+    with pytest.raises(ConfigError, match="as an earlier version did; begin a new run"):
+        loader(Indices(24), 4, 0, None).load_state_dict({"_iterator_finished": False, "epoch": 0})
 
 
 def test_indices_are_cut_into_lists():

@@ -30,6 +30,16 @@ def test_tables_of_parti_and_drawbench(tmp_path: Path) -> None:
     assert read_prompts(tmp_path / "draw.csv") == ["a red, red car"]
 
 
+def test_the_mark_some_editors_begin_a_file_with_is_no_prompt(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a red ring\u2028and more\na blue square", encoding="utf-8-sig")
+    (tmp_path / "a.csv").write_text("Prompt\na red ring\n", encoding="utf-8-sig")
+    assert read_prompts(tmp_path / "a.txt") == ["a red ring and more", "a blue square"]
+    assert read_prompts(tmp_path / "a.csv") == ["a red ring"]
+    (tmp_path / "b.txt").write_text("café", encoding="latin-1")
+    with pytest.raises(ConfigError, match="is not UTF-8 .*; save it as UTF-8 text"):
+        read_prompts(tmp_path / "b.txt")
+
+
 def test_data_set(tmp_path: Path) -> None:
     import datasets
 

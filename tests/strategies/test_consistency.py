@@ -111,6 +111,21 @@ def test_refuses_settings_that_are_none(settings: dict, sentence: str) -> None:
         ConsistencyDistillation(**settings)
 
 
+def test_refuses_levels_that_lead_to_none_of_themselves() -> None:
+    grid, few = Evenly(50).values, [1.0, 0.75, 0.5, 0.25]
+    for settings, levels in (
+        ({}, grid),
+        ({}, []),
+        ({"levels": 4}, few),
+        ({"levels": 50, "shift": 3.0}, Evenly(50, 3.0).values),
+    ):
+        ConsistencyDistillation(**settings).check_levels(levels)
+    with pytest.raises(
+        ConfigError, match=r"steps of 0.02 lead from 1, 0.75, 0.5, 0.25 to 0.98, 0.73, 0.48, 0.23, where"
+    ):
+        ConsistencyDistillation().check_levels(few)
+
+
 def test_refuses_a_student_off_the_teachers_path() -> None:
     teacher = Frozen(tiny.sd_denoiser())
     other: Any = SimpleNamespace(process=lambda: VariancePreserving(torch.linspace(0.99, 1e-7, 1000), "v_prediction"))

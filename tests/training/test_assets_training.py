@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ SHRUNK = ["--trainer.max_steps", "2", "--data.batch_size", "8", "--trainer.accel
     ("recipe", "output", "options"),
     [
         ("judge", "shapes_judge.safetensors", []),
+        ("small_judge", "small_judge.safetensors", []),
         ("autoencoder", "vae/config.json", ["--model.measured", "128"]),
         ("tiny_vit", "tiny-vit/model.safetensors", []),
         ("latent_trunk", "latent-trunk.safetensors", []),
@@ -35,6 +37,31 @@ def test_parts_are_trained_and_written(
     monkeypatch.chdir(tmp_path)
     main(["fit", "--config", str(ROOT / "recipes" / "assets" / f"{recipe}.yaml"), *SHRUNK, *options])
     assert (tmp_path / "build" / "assets" / output).stat().st_size > 0
+
+
+def test_the_tiny_sd3_teacher_is_trained_in_two_stages(
+    sd3_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the commands of `make assets`, each recipe as it is: the second goes on from the first, on the same data."""
+    from distill import backbones
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(sd3_folder, "build/assets/untrained/tiny-sd3")
+    last = "build/assets/{}/checkpoints/last.ckpt"
+    for recipe, run, output in (
+        ("tiny_sd3", "tiny-sd3-stage1", "build/assets/trained/tiny-sd3-stage1"),
+        ("tiny_sd3_stage2", "tiny-sd3", "tiny-sd3"),
+    ):
+        file = str(ROOT / "recipes" / "assets" / f"{recipe}.yaml")
+        main(["fit", "--config", file, *SHRUNK, "--data.count", "64"])
+        main(["export", "--checkpoint", last.format(run), "--output", output])
+    weights = [
+        backbones.load(folder).denoiser().state_dict()
+        for folder in (str(sd3_folder), "build/assets/trained/tiny-sd3-stage1", "tiny-sd3")
+    ]
+    for before, after in zip(weights, weights[1:], strict=False):
+        assert any(not torch.equal(before[name], tensor) for name, tensor in after.items())
+    assert not backbones.load("tiny-sd3").calls, "a pretrained network is no few-step student"
 
 
 @pytest.mark.parametrize(

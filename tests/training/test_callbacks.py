@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import resource
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,10 +13,15 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.cli import SaveConfigCallback
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torchvision.transforms.functional import pil_to_tensor
 
+from distill.cli import main
 from distill.data.loading import GlobalBatchSampler, ResumableLoader
 from distill.training.callbacks import Checkpoint, RunMonitor, UpdatesBar
 from distill.training.cli import SaveRecipe
+from tests.runs import fit_arguments
 
 
 class ShardedTrainer:
@@ -200,3 +207,61 @@ def test_measuring_a_run_leaves_its_recipe(monkeypatch: pytest.MonkeyPatch) -> N
     for stage in ("fit", "validate", "test"):
         callback.setup(None, None, stage)  # type: ignore[arg-type]
     assert saved == ["fit"]
+
+
+@pytest.fixture(scope="module")
+def told(
+    sd3_folder: Path, sd3_latents: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, EventAccumulator]:
+    """Four updates of LADD's recipe with its own logger, and what TensorBoard reads of them."""
+    folder = tmp_path_factory.mktemp("told")
+    fall = "{start_factor: 1, end_factor: 0, total_iters: 4}"
+    rates = f"{{class_path: torch.optim.lr_scheduler.LinearLR, init_args: {fall}}}"
+    options = {"trainer__logger": None, "trainer__logger__save_dir": None, "monitor__every": 1, "samples__every": 2}
+    options |= {"trainer__max_steps": 4, "model__student_schedule": rates, "model__student_optimizer__lr": 1e-3}
+    with pytest.MonkeyPatch.context() as here:
+        here.setattr(torch.cuda, "is_available", lambda: False)  # whose memory would be told
+        main(fit_arguments("ladd_sd3.yaml", sd3_folder, sd3_latents, folder, **options))
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return folder, events
+
+
+def _values(events: EventAccumulator, name: str) -> list[float]:
+    """Of one curve, which has a point at each of the four updates."""
+    assert [event.step for event in events.Scalars(name)] == [1, 2, 3, 4]
+    return [event.value for event in events.Scalars(name)]
+
+
+def test_tensorboard_has_the_curves_of_both_players(told: tuple[Path, EventAccumulator]) -> None:
+    _, events = told
+    curves = {name: _values(events, f"critic/LatentAdversarial/{name}") for name in ("D(real)", "D(fake)", "game")}
+    loss = _values(events, "student/LatentAdversarial")
+    assert all(value != 0 and abs(value) < 1e3 for curve in [*curves.values(), loss] for value in curve)
+    assert curves["D(real)"] != curves["D(fake)"]
+    for player in ("student", "critic"):
+        assert all(value > 0 for value in _values(events, f"{player}/gradient_norm"))
+
+
+def test_tensorboard_has_rates_speed_and_memory(told: tuple[Path, EventAccumulator]) -> None:
+    _, events = told
+    falling = [1e-3 * (1 - update / 4) for update in (1, 2, 3, 4)]  # as they are after each update
+    assert _values(events, "student/learning_rate") == pytest.approx(falling, abs=1e-9)
+    assert _values(events, "critic/learning_rate") == pytest.approx([5e-5] * 4), "the recipe's"
+    peaks = _values(events, "peak_memory_GiB")
+    now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # of kB
+    assert peaks == sorted(peaks) and 0.05 < peaks[0] and peaks[-1] <= now * 1.001
+    first, *_, last = (event.wall_time for event in events.Scalars("images/s"))
+    seconds = [16 / speed for speed in _values(events, "images/s")]  # of the 16 images of each update
+    assert sum(seconds[1:]) == pytest.approx(last - first, abs=1)
+
+
+def test_tensorboard_has_the_grids_that_lie_in_the_folder(told: tuple[Path, EventAccumulator]) -> None:
+    folder, events = told
+    (name,) = events.Tags()["images"]
+    assert name == "samples/steps_1_2_4" and [event.step for event in events.Images(name)] == [2, 4]
+    for event in events.Images(name):
+        shown = pil_to_tensor(Image.open(io.BytesIO(event.encoded_image_string)).convert("RGB"))
+        kept = pil_to_tensor(Image.open(folder / "samples" / f"step-{event.step:06d}.png"))
+        assert shown.shape == kept.shape and (shown.int() - kept.int()).abs().max() <= 1  # one rounds, one cuts off
+        assert shown.float().std() > 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shutil import copytree
 from types import SimpleNamespace
 from typing import Any
 
@@ -139,6 +140,119 @@ def test_accumulated_batches_are_one_larger_batch(sd3_folder: Path, sd3_latents:
         fit(model, sd3_latents, 1, [watch])
         watched.append(watch.rows[-1]["student"])
     assert torch.allclose(watched[0], watched[1], atol=1e-7)
+
+
+@pytest.mark.parametrize("critic_updates", [1, 2])
+def test_an_update_of_several_batches_loses_none_where_an_epoch_ends(
+    critic_updates: int, sd3_folder: Path, sd3_latents: Path
+) -> None:
+    """Lightning empties gradients before every validation, and there is one, of nothing, at every epoch's end."""
+
+    class Ones(Pull):
+        """Every batch moves the critic's weight by a gradient of 1."""
+
+        def critic_loss(self, sample: Any, batch: Any, step: int) -> dict[str, Tensor]:
+            assert self.critic is not None
+            return {"one": self.critic.weight.sum()}
+
+    model = module(sd3_folder, [Ones()], accumulate=3, critic_updates=critic_updates, student_clip=None)
+    model.configure_model()
+    before = model.critics[0].weight.item()  # type: ignore[union-attr]
+    trainer = L.Trainer(
+        max_steps=5, max_epochs=-1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, limit_train_batches=4,
+    )  # fmt: skip
+    trainer.fit(model, LatentsData(str(sd3_latents), model.teacher_name, batch_size=8))
+    assert trainer.current_epoch > 2
+    moved = before - model.critics[0].weight.item()  # type: ignore[union-attr]
+    assert moved == pytest.approx(5 * critic_updates * 0.1, rel=1e-4)
+
+
+@pytest.mark.parametrize(("accumulate", "expected"), [(1, [1, 2]), (3, [0, 0, 0, 1, 1, 1])])
+def test_all_batches_of_an_update_meet_the_same_critic(
+    accumulate: int, expected: list[int], sd3_folder: Path, sd3_latents: Path
+) -> None:
+    class Met(Pull):
+        def configure(self, backbone: Any, teacher: Any) -> None:
+            self.critic = nn.Linear(1, 1)
+            nn.init.zeros_(self.critic.weight)
+            self.met: list[int] = []
+
+        def student_loss(self, sample: Any, batch: Any, step: int) -> Tensor:
+            self.met.append(round(self.critic.weight.item() * -10))  # type: ignore[union-attr]
+            return super().student_loss(sample, batch, step)
+
+        def critic_loss(self, sample: Any, batch: Any, step: int) -> dict[str, Tensor]:
+            return {"one": self.critic.weight.sum()}  # type: ignore[union-attr]
+
+    strategy = Met()
+    fit(module(sd3_folder, [strategy], accumulate=accumulate), sd3_latents, 2)
+    assert strategy.met == expected
+
+
+def test_a_lazy_penalty_counts_the_critics_own_updates(sd3_folder: Path, sd3_latents: Path) -> None:
+    class Counts(Pull):
+        def critic_loss(self, sample: Any, batch: Any, step: int) -> dict[str, Tensor]:
+            steps.append(step)
+            return super().critic_loss(sample, batch, step)
+
+    steps: list[int] = []
+    fit(module(sd3_folder, [Counts()], accumulate=2, critic_updates=3), sd3_latents, 2)
+    assert steps == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+
+
+def test_two_terms_of_a_kind_draw_numbers_of_their_own(sd3_folder: Path, sd3_latents: Path) -> None:
+    class Draw(Pull):
+        def student_loss(self, sample: Any, batch: Any, step: int) -> Tensor:
+            self.drawn = batch.draws.uniform("pull/t")
+            self.made = batch.once("pull/made", lambda: self.drawn.clone())
+            return super().student_loss(sample, batch, step)
+
+    one, other, alone = Draw(), Draw(), Draw()
+    fit(module(sd3_folder, [one, other]), sd3_latents, 1)
+    assert not torch.isclose(one.drawn, other.drawn).any() and not torch.isclose(one.made, other.made).any()
+    fit(module(sd3_folder, [alone]), sd3_latents, 1)
+    assert alone.drawn.tolist() not in (one.drawn.tolist(), other.drawn.tolist())
+
+
+def test_more_updates_of_a_critic_need_one(sd3_folder: Path) -> None:
+    class Alone(Strategy):
+        """Has none."""
+
+    with pytest.raises(ConfigError, match="critic_updates=2 asks for more updates of a critic, and none of"):
+        module(sd3_folder, [Alone()], critic_updates=2)
+
+
+@pytest.mark.parametrize("changed", ["teacher", "schedule"])
+def test_a_run_is_not_gone_on_with_under_another_teacher_or_schedule(
+    changed: str, sd_folder: Path, tmp_path: Path
+) -> None:
+    teacher, schedule = tmp_path / "moved", {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    copytree(sd_folder, teacher)
+    model = module(sd_folder, [Pull()])
+    checkpoint: dict[str, Any] = {}
+    model._trainer = SimpleNamespace(global_step=3, datamodule=None, strategy=None)  # type: ignore[assignment]
+    model.on_save_checkpoint(checkpoint)
+    module(teacher, [Pull()]).on_load_checkpoint(checkpoint)  # the same in another place
+    if changed == "teacher":
+        config = teacher / "unet" / "config.json"
+        config.write_text(config.read_text().replace('"sample_size": 8', '"sample_size": 16'))
+    other = module(teacher, [Pull()], schedule=schedule if changed == "schedule" else None)
+    sentence = {
+        "teacher": "with the teacher sd@.*, and model.teacher is moved@",
+        "schedule": "with model.schedule={}, ",
+    }
+    with pytest.raises(ConfigError, match=sentence[changed]):
+        other.on_load_checkpoint(checkpoint)
+
+
+def test_a_run_that_logs_nothing_runs(sd3_folder: Path, sd3_latents: Path) -> None:
+    trainer = L.Trainer(
+        max_steps=2, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, log_every_n_steps=0,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module(sd3_folder, [Pull()]), LatentsData(str(sd3_latents), str(sd3_folder), batch_size=8))
+    assert trainer.global_step == 2
 
 
 def _same_prompts(encode: Any, raw: dict[str, Any]) -> Any:
