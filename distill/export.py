@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 import torch
 
 from distill import backbones
-from distill.backbones.base import Backbone
+from distill.backbones.base import CALL_FILE, Backbone
 from distill.diffusion.denoiser import Denoiser
 from distill.errors import ConfigError
 from distill.files import read_json
 
+PATHS = ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")
 SAID = "meta.pt"  # in a sharded checkpoint's folder, what Lightning writes beside the shards
 
 
@@ -35,11 +37,14 @@ class Student:
 
     @property
     def calls(self) -> dict[str, dict[str, Any]]:
-        """Call arguments by number of steps, at 1, 2 and 4 as far as it was trained for them; empty for a teacher."""
+        """Call arguments by number of steps: 1 to 8 and on by doubling, as far as it has levels, and all of them; empty
+        for a teacher.
+        """
         from distill.diffusion.levels import Discrete
 
         levels = self.facts["levels"]
-        counts = [steps for steps in (1, 2, 4) if steps <= len(levels)]
+        usual = (*range(1, 9), *(2**power for power in range(4, 10)), len(levels))
+        counts = [n for n in range(1, len(levels) + 1) if n in usual]
         size = self.facts["size"]
         return {str(n): self.backbone.student_call(Discrete(levels).visited(n), size) for n in counts}
 
@@ -97,6 +102,8 @@ def export(
     _check_output(Path(output), Path(checkpoint))
     values = _measured(Path(metrics)) if metrics else None
     student = load_student(checkpoint, teacher, raw)
+    if Path(student.backbone.path).resolve() == Path(output).resolve():
+        raise ConfigError(f"'{output}' is the student's teacher, which would be lost; give a new folder")
     pipeline = student.pipeline()
     if half:
         pipeline.to(torch.float16)
@@ -116,13 +123,18 @@ def _measured(metrics: Path) -> Any:
 
 
 def _check_output(output: Path, checkpoint: Path) -> None:
-    """Refuses to replace anything but a pipeline."""
+    """Refuses to replace anything but an earlier export."""
     inside = output.resolve() in checkpoint.resolve().parents
-    if inside or (output.exists() and not (output / "model_index.json").is_file() and any(output.iterdir())):
+    if inside or (output.exists() and not _exported(output) and any(output.iterdir())):
         raise ConfigError(
-            f"'{output}' holds something that is no pipeline and would be lost; give a new folder, or one that an "
-            "earlier export wrote"
+            f"'{output}' holds something that no export wrote and that would be lost; give a new folder, or one that "
+            "an earlier export wrote"
         )
+
+
+def _exported(folder: Path) -> bool:
+    """Whether a folder is a pipeline with the file that says how it is called, which only exports have."""
+    return (folder / "model_index.json").is_file() and (folder / CALL_FILE).is_file()
 
 
 def model_card(student: Student, pipeline: str, metrics: Any = None) -> str:
@@ -184,6 +196,7 @@ def _gathered(folder: Path, parts: Sequence[str]) -> dict[str, Any]:
 
     reader, prefix = FileSystemReader(folder), "state_dict."
     try:
+        _Metadata.check(folder)
         stored = reader.read_metadata().state_dict_metadata
         names = [name.removeprefix(prefix) for name in stored if name.startswith(prefix)]
         abouts: dict[str, Any] = {name: stored[prefix + name] for name in _first_part(names, parts)}
@@ -193,6 +206,25 @@ def _gathered(folder: Path, parts: Sequence[str]) -> dict[str, Any]:
     except Exception as error:
         raise _damaged(folder) from error
     return said | {"state_dict": {name: empty[prefix + name] for name in abouts}}
+
+
+class _Metadata(pickle.Unpickler):
+    """Reads what PyTorch keeps beside the shards, a pickle, and refuses one that names anything but its own classes: a
+    checkpoint of somebody else's runs no code.
+    """
+
+    @classmethod
+    def check(cls, folder: Path) -> None:
+        with open(folder / ".metadata", "rb") as file:
+            cls(file).load()
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name) if module.split(".")[0] in ("torch", "pathlib") else None
+        own = module.startswith("torch.distributed.checkpoint.") and isinstance(found, type)
+        plain = isinstance(found, torch.dtype) or found in (torch.Size, torch.serialization._get_layout)
+        if not plain and not (own and found.__module__ == module) and not (module == "pathlib" and name in PATHS):
+            raise pickle.UnpicklingError(f"{module}.{name} is none of PyTorch's metadata")
+        return found
 
 
 def is_sharded(checkpoint: Path) -> bool:

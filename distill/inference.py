@@ -49,8 +49,14 @@ class Painter:
             with own_noise(getattr(self.pipeline, "scheduler", None), generators), torch.no_grad():
                 asked = [prompts[index] for index in part]
                 text = self.encode(asked) if self.encode else {"prompt": asked}
-                answer = self.pipeline(**text, generator=generators, output_type="pt", **self.call)
+                answer = self._called(**text, generator=generators)
             yield part, answer.images.float().cpu()
+
+    def _called(self, **given: Any) -> Any:
+        try:
+            return self.pipeline(**given, output_type="pt", **self.call)
+        except ValueError as error:  # how diffusers refuses sizes, numbers of steps, ...
+            raise ConfigError(f"{type(self.pipeline).__name__} cannot be called so: {error}") from error
 
     def seconds_per_image(self, prompts: list[str]) -> float:
         """Time of one call with all prompts, decoding included, over their number; after one call to warm up."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import subprocess
 import sys
 from pathlib import Path
+from shutil import copytree
+from typing import Any
 
 import pytest
 import torch
@@ -14,25 +17,30 @@ import torch
 from distill import backbones
 from distill.cli import main
 from distill.errors import ConfigError
-from distill.export import export, load_student
-from tests.runs import checkpoint, fit_arguments
+from distill.export import export, load_student, read_checkpoint
+from distill.files import read_json, save_json
+from tests.pipelines import random_sd
+from tests.runs import checkpoint, fit_arguments, logged
 
 STOCK = """
 import json, sys, torch
 from diffusers import DiffusionPipeline
-folder, steps, out = sys.argv[1:]
+folder, out, *counts = sys.argv[1:]
 pipe = DiffusionPipeline.from_pretrained(folder, **ABSENT)
-call = json.load(open(folder + "/distill.json"))["calls"][steps]
-images = []
-for index, prompt in enumerate(["a red ring", "a blue square"]):
-    torch.manual_seed(5 + index)
-    images.append(pipe(prompt, output_type="pt", **call).images)
+calls = json.load(open(folder + "/distill.json"))["calls"]
+images, levels = [], []
+for steps in counts:
+    for index, prompt in enumerate(["a red ring", "a blue square"]):
+        torch.manual_seed(5 + index)
+        images.append(pipe(prompt, output_type="pt", **calls[steps]).images)
+    levels.append([round(float(s), 4) for s in pipe.scheduler.LEVELS])
 torch.save(torch.cat(images), out)
 assert "distill" not in sys.modules
-print([round(float(s), 4) for s in pipe.scheduler.LEVELS])
+print(json.dumps([type(pipe).__name__, levels]))
 """
 SD3 = STOCK.replace("ABSENT", '{"text_encoder_3": None, "tokenizer_3": None}').replace("LEVELS", "sigmas")
 SD = STOCK.replace("ABSENT", '{"safety_checker": None}').replace("LEVELS", "timesteps")
+SDXL = STOCK.replace("ABSENT", "{}").replace("LEVELS", "timesteps")
 
 
 @pytest.fixture(scope="module")
@@ -43,15 +51,30 @@ def run(sd3_folder: Path, sd3_latents: Path, tmp_path_factory: pytest.TempPathFa
     return folder
 
 
-@pytest.fixture(scope="module")
-def add_run(sd_folder: Path, pictures: Path, vit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("add_run")
-    critic = {"class_path": "PixelAdversarial", "init_args": {"vision": str(vit_folder), "image": None}}
+def add(teacher: Path, pictures: Path, vit: Path, folder: Path) -> Path:
+    """ADD of a Stable Diffusion as its recipe has it, with a small vision network, and the student's export."""
+    critic = {"class_path": "PixelAdversarial", "init_args": {"vision": str(vit), "image": None}}
     terms = {"model__strategies": json.dumps([critic, {"class_path": "ScoreDistillation"}])}
     sizes = {"data__source": pictures, "data__height": 32, "data__width": 32}
-    main(fit_arguments("add_sd21.yaml", sd_folder, None, folder, trainer__max_steps=3, **terms, **sizes))
+    main(fit_arguments("add_sd21.yaml", teacher, None, folder, trainer__max_steps=3, **terms, **sizes))
     main(["export", "--checkpoint", str(folder / "checkpoints" / "last.ckpt"), "--output", str(folder / "student")])
     return folder
+
+
+@pytest.fixture(scope="module")
+def add_run(sd_folder: Path, pictures: Path, vit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return add(sd_folder, pictures, vit_folder, tmp_path_factory.mktemp("add_run"))
+
+
+@pytest.fixture(scope="module")
+def v_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random Stable Diffusion 2.1, which predicts v."""
+    return random_sd(tmp_path_factory.mktemp("pipelines") / "sd-v", prediction="v_prediction")
+
+
+@pytest.fixture(scope="module")
+def v_run(v_teacher: Path, pictures: Path, vit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return add(v_teacher, pictures, vit_folder, tmp_path_factory.mktemp("v_run"))
 
 
 @pytest.fixture(scope="module")
@@ -64,51 +87,65 @@ def diffusion2gan_run(sd_folder: Path, sd_pairs: Path, tmp_path_factory: pytest.
     return folder
 
 
-@pytest.fixture(scope="module")
-def consistency_run(sd_folder: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("consistency_run")
+def consistency(recipe: str, teacher: Path, pictures: Path, folder: Path) -> Path:
     sizes = {"data__source": pictures, "data__height": 32, "data__width": 32}
-    main(fit_arguments("consistency_sd15.yaml", sd_folder, None, folder, trainer__max_steps=3, **sizes))
+    main(fit_arguments(recipe, teacher, None, folder, trainer__max_steps=3, **sizes))
     main(["export", "--checkpoint", str(folder / "checkpoints" / "last.ckpt"), "--output", str(folder / "student")])
     return folder
 
 
-@pytest.mark.parametrize(
-    ("method", "script", "steps", "levels"),
-    [
-        ("run", SD3, 1, [1.0, 0.0]),
-        ("run", SD3, 4, [1.0, 0.75, 0.5, 0.25, 0.0]),
-        ("add_run", SD, 1, [999]),
-        ("add_run", SD, 4, [999, 749, 499, 249]),
-        ("diffusion2gan_run", SD, 1, [999]),
-        ("consistency_run", SD, 4, [999, 759, 499, 259]),
-    ],
-)
-def test_stock_diffusers_paints_what_sample_paints(
-    method: str, script: str, steps: int, levels: list[float], tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+@pytest.fixture(scope="module")
+def consistency_run(sd_folder: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return consistency("consistency_sd15.yaml", sd_folder, pictures, tmp_path_factory.mktemp("consistency_run"))
+
+
+@pytest.fixture(scope="module")
+def sdxl_run(sdxl_folder: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return consistency("lcm_sdxl.yaml", sdxl_folder, pictures, tmp_path_factory.mktemp("sdxl_run"))
+
+
+FOUR = [999, 749, 499, 249]
+
+
+STUDENTS: dict[str, tuple[str, str, dict[int, list[float]]]] = {
+    "run": (SD3, "StableDiffusion3Pipeline", {1: [1.0, 0.0], 4: [1.0, 0.75, 0.5, 0.25, 0.0]}),
+    "add_run": (SD, "StableDiffusionPipeline", {1: [999], 4: FOUR}),
+    "v_run": (SD, "StableDiffusionPipeline", {1: [999], 4: FOUR}),
+    "diffusion2gan_run": (SD, "StableDiffusionPipeline", {1: [999]}),
+    "consistency_run": (SD, "StableDiffusionPipeline", {4: [999, 759, 499, 259]}),
+    "sdxl_run": (SDXL, "StableDiffusionXLPipeline", {1: [999], 4: [999, 759, 499, 259]}),
+}
+
+
+@pytest.mark.parametrize("method", STUDENTS)
+def test_stock_diffusers_paints_what_sample_paints(method: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     from distill.inference import open_painter
 
-    student = str(request.getfixturevalue(method) / "student")
+    (script, pipeline, levels), student = STUDENTS[method], str(request.getfixturevalue(method) / "student")
     file, answer = tmp_path / "stock.py", tmp_path / "images.pt"
     file.write_text(script)
     stock = subprocess.run(
-        [sys.executable, str(file), student, str(steps), str(answer)],
+        [sys.executable, str(file), student, str(answer), *map(str, levels)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert stock.returncode == 0, stock.stderr[-2000:]
-    assert json.loads(stock.stdout.splitlines()[-1]) == levels, "the sampler visits exactly the trained levels"
-    ours = open_painter(student, steps, device="cpu")(["a red ring", "a blue square"], seed=5)
+    name, visited = json.loads(stock.stdout.splitlines()[-1])
+    assert name == pipeline and visited == [*levels.values()], "the sampler visits exactly the trained levels"
+    painters = [open_painter(student, steps, device="cpu") for steps in levels]
+    ours = torch.cat([painter(["a red ring", "a blue square"], seed=5) for painter in painters])
     assert (torch.load(answer) - ours).abs().max() <= 1e-3
 
 
-def test_exported_one_step_student_answers_its_noise_in_one_call(diffusion2gan_run: Path) -> None:
-    """Stock diffusers' one step on a noise is the student's own answer; and it knows no other number of steps."""
+@pytest.mark.parametrize("method", ["diffusion2gan_run", "v_run"])
+def test_one_step_of_an_exported_student_answers_its_noise_in_one_call(
+    method: str, request: pytest.FixtureRequest
+) -> None:
+    """Stock diffusers' one step on a noise is the student's own answer, whatever its network predicts."""
     from distill.inference import open_painter
 
-    student = load_student(diffusion2gan_run / "checkpoints" / "last.ckpt")
-    folder = diffusion2gan_run / "student"
-    painter = open_painter(str(folder), 1, device="cpu")
+    run = request.getfixturevalue(method)
+    student = load_student(run / "checkpoints" / "last.ckpt")
+    painter = open_painter(str(run / "student"), 1, device="cpu")
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     prompts = ["a red ring", "a blue square"]
     found = painter.pipeline(prompts, latents=noise.clone(), output_type="latent", **painter.call).images
@@ -116,8 +153,28 @@ def test_exported_one_step_student_answers_its_noise_in_one_call(diffusion2gan_r
     with torch.no_grad():
         answer = student.denoiser(noise, torch.ones(2), cond)
     assert (found - answer).abs().max() <= 1e-3 * answer.abs().max()
+
+
+def test_exported_one_step_student_knows_no_other_number_of_steps(diffusion2gan_run: Path) -> None:
+    from distill.inference import open_painter
+
     with pytest.raises(ConfigError, match="samples in 1 steps, not in 4"):
-        open_painter(str(folder), 4, device="cpu")
+        open_painter(str(diffusion2gan_run / "student"), 4, device="cpu")
+
+
+def test_student_of_a_teacher_that_predicts_v_predicts_v(v_teacher: Path, v_run: Path) -> None:
+    """It learned, and its sampler follows the teacher's schedule."""
+    for term in ("student/PixelAdversarial", "student/ScoreDistillation", "critic/PixelAdversarial/game"):
+        assert len(logged(v_run)[term]) == 3 and all(0 < abs(value) < 1e4 for value in logged(v_run)[term]), term
+    student = load_student(v_run / "checkpoints" / "last.ckpt", raw=True)
+    assert student.denoiser.process.prediction == "v_prediction" and student.facts["schedule"] == {}
+    start = backbones.load(str(v_teacher)).denoiser().state_dict()
+    assert all(not torch.equal(tensor, start[name]) for name, tensor in student.denoiser.state_dict().items())
+    files = (folder / "scheduler" / "scheduler_config.json" for folder in (v_run / "student", v_teacher))
+    config, taught = (read_json(file) for file in files)
+    kept = ("prediction_type", "beta_start", "beta_end", "beta_schedule", "num_train_timesteps")
+    assert config["_class_name"] == "LCMScheduler" and config["prediction_type"] == "v_prediction"
+    assert [config[name] for name in kept] == [taught[name] for name in kept]
 
 
 def test_exported_weights_are_the_moving_average(run: Path) -> None:
@@ -137,6 +194,19 @@ def test_model_card_says_what_the_student_is(run: Path) -> None:
     names: dict = {}
     exec(code[1].replace("THIS_FOLDER", str(run / "student")), names)  # the card's own example runs
     assert names["image"].size == (32, 32)
+
+
+def test_model_card_holds_the_metrics_it_is_given(run: Path, tmp_path: Path) -> None:
+    """Those of a file that `distill evaluate --output` wrote; a card without one says nothing of metrics."""
+    values = {"fid_shapes": 17.125, "alignment": 0.90625, "samples": 5000, "seed": 3, "reference": "10000 drawn images"}
+    save_json(values, tmp_path / "values.json")
+    last, output = str(run / "checkpoints" / "last.ckpt"), tmp_path / "student"
+    main(["export", "--checkpoint", last, "--output", str(output), "--metrics", str(tmp_path / "values.json")])
+    card = (output / "README.md").read_text()
+    (told,) = re.findall(r"## Metrics\n\n```json\n(.*?)```", card, re.DOTALL)
+    assert json.loads(told) == values
+    assert card.startswith((run / "student" / "README.md").read_text()), "the rest is the same"
+    assert "Metrics" not in (run / "student" / "README.md").read_text()
 
 
 def test_only_safetensors_are_written(run: Path) -> None:
@@ -167,6 +237,32 @@ def test_only_pipelines_are_replaced(run: Path, tmp_path: Path) -> None:
             export(last, output)
     assert last.is_file() and (tmp_path / "thesis" / "chapter.txt").is_file()
     export(last, run / "student")  # an earlier export may be
+
+
+def test_a_teacher_is_never_replaced(run: Path, tmp_path: Path) -> None:
+    """Neither as it came nor with the file that says how it is called."""
+    last = run / "checkpoints" / "last.ckpt"
+    teacher = Path(read_checkpoint(last)[0]["teacher"])
+    mine = tmp_path / "mine"
+    copytree(teacher, mine)
+    for call in (None, "{}"):
+        (mine / "distill.json").write_text(call) if call else (mine / "distill.json").unlink(missing_ok=True)
+        before = backbones.load(str(mine)).fingerprint
+        with pytest.raises(ConfigError, match="would be lost; give a new folder"):
+            export(last, mine, teacher=str(mine))
+        assert backbones.load(str(mine)).fingerprint == before
+
+
+def test_an_index_of_shards_runs_no_code(tmp_path: Path) -> None:
+    class Harm:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "harmed",)
+
+    torch.save({"distill": {}}, tmp_path / "meta.pt")
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(Harm()))
+    with pytest.raises(ConfigError, match="is no checkpoint, or a damaged one"):
+        load_student(tmp_path)
+    assert not (tmp_path / "harmed").exists()
 
 
 def test_student_is_called_at_the_size_it_was_trained_at(run: Path) -> None:

@@ -60,8 +60,9 @@ class VisionTransformer(nn.Module):
     """A timm ViT that answers with the tokens of some depths.
 
     Args:
-        name: a timm architecture with its weights from the hub, such as `vit_small_patch14_dinov2`; or a folder that
-            timm's `save_for_hf` wrote (`config.json` and the weights); or the shipped `tiny-vit`.
+        name: a timm architecture with its weights from the hub, such as `vit_small_patch14_dinov2`; or with those of a
+            file, `ARCHITECTURE:FILE`; or a folder that timm's `save_for_hf` wrote (`config.json` and the weights); or
+            the shipped `tiny-vit`.
         blocks: indices of the blocks that are read; four evenly spaced ones if not given, of 12 these are 2, 5, 8, 11.
             The tokens after the patch embedding are read besides. A folder that holds the `Whitening` of all depths
             (`save_whitening`) has its tokens whitened.
@@ -146,15 +147,19 @@ def open_vit(name: str) -> Any:
     """
     import timm
 
-    folder = _folder(name)
-    where = f"local-dir:{folder}" if folder.is_dir() else name
+    folder, (architecture, _, file) = _folder(name), name.partition(":")
+    where = f"local-dir:{folder}" if folder.is_dir() else architecture
+    source: dict[str, Any] = {"pretrained_cfg_overlay": {"file": file}} if file and not folder.is_dir() else {}
     try:
-        network = timm.create_model(where, pretrained=True, num_classes=0, dynamic_img_size=True)
-    except (RuntimeError, TypeError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        if source and not Path(file).is_file():
+            raise OSError(f"there is no file {file}")
+        network = timm.create_model(where, pretrained=True, num_classes=0, dynamic_img_size=True, **source)
+    except Exception as error:  # timm, torch and safetensors have kinds of their own
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError(
             f"the vision network '{name}' cannot be opened ({reason}); give the name of a timm ViT, such as "
-            f"vit_small_patch14_dinov2, a folder that timm's save_for_hf wrote, or the shipped {TINY}"
+            f"vit_small_patch14_dinov2, one with a file as ARCHITECTURE:FILE, a folder that timm's save_for_hf wrote, "
+            f"or the shipped {TINY}"
         ) from error
     if not hasattr(network, "_pos_embed") or not hasattr(network, "blocks"):
         raise ConfigError(f"'{name}' is a {type(network).__name__}; this critic reads timm's VisionTransformer")

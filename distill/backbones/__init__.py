@@ -40,6 +40,8 @@ def load(name: str, dtype: torch.dtype = torch.float32, schedule: Schedule | Non
 def solver(name: str, scheduler: Any) -> Any:
     """The diffusers scheduler called `name`, on the noise schedule of `scheduler`.
 
+    None clips: that is DDIM's default, among others', and right for pixels, while these are latents.
+
     Raises:
         ConfigError: diffusers has no such scheduler, or it cannot follow this noise schedule.
     """
@@ -50,7 +52,8 @@ def solver(name: str, scheduler: Any) -> Any:
         raise ConfigError(f"diffusers has no scheduler '{name}'; name one such as DPMSolverMultistepScheduler")
     is_flow = _is_flow(type(scheduler))
     if _is_flow(kind) == is_flow:
-        return kind.from_config(scheduler.config)
+        clips = "clip_sample" in inspect.signature(kind).parameters
+        return kind.from_config(scheduler.config, **({"clip_sample": False} if clips else {}))
     if not is_flow or "use_flow_sigmas" not in inspect.signature(kind).parameters:
         raise ConfigError(
             f"{name} cannot follow this pipeline's {'rectified flow' if is_flow else 'noise schedule'}; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -186,21 +187,21 @@ class Backbone:
     @property
     def fingerprint(self) -> str:
         """Name and digest of the denoiser's configuration and weights; the id itself for a hub pipeline."""
-        return self._fingerprint(self.denoiser_name)
+        folder = Path(self.path) / self.denoiser_name
+        if not folder.is_dir():
+            return self.path
+        return f"{Path(self.path).name}@{_digest(folder, (folder / 'config.json').read_bytes())}"
 
     @property
     def autoencoder_fingerprint(self) -> str:
-        """The same for the autoencoder."""
-        return self._fingerprint("vae")
-
-    def _fingerprint(self, component: str) -> str:
-        folder = Path(self.path) / component
+        """Digest of the autoencoder's configuration and weights, alike in every pipeline that has it; the id itself for
+        a hub pipeline.
+        """
+        folder = Path(self.path) / "vae"
         if not folder.is_dir():
             return self.path
-        digest = hashlib.sha256((folder / "config.json").read_bytes())
-        for file in sorted(folder.glob("*.safetensors")):
-            digest.update(_samples(file))
-        return f"{Path(self.path).name}@{digest.hexdigest()[:12]}"
+        config = {name: value for name, value in read_json(folder / "config.json").items() if name[0] != "_"}
+        return _digest(folder, json.dumps(config, sort_keys=True).encode())
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
         """`(C, h, w)` of the latents of a picture in pixels; of the pipeline's own size if none is given."""
@@ -232,6 +233,14 @@ class Backbone:
             pipeline.save_pretrained(part, safe_serialization=True)
             (part / "README.md").write_text(card)
             save_json(calls, part / CALL_FILE)
+
+
+def _digest(folder: Path, config: bytes) -> str:
+    """Of a network's configuration and the weights in its folder."""
+    digest = hashlib.sha256(config)
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(_samples(file))
+    return digest.hexdigest()[:12]
 
 
 def _samples(file: Path, count: int = 256, size: int = 4096) -> bytes:

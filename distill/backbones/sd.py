@@ -108,7 +108,10 @@ class SDBackbone(Backbone):
     def _ddim(self) -> Any:
         from diffusers import DDIMScheduler
 
-        return DDIMScheduler.from_pretrained(self.path, subfolder="scheduler", **self.schedule)
+        unclipped = {
+            "clip_sample": False
+        }  # as these are latents; where a folder's scheduler is another, DDIM's is True
+        return DDIMScheduler.from_pretrained(self.path, subfolder="scheduler", **unclipped, **self.schedule)
 
     def config(self) -> dict[str, Any]:
         from diffusers import UNet2DConditionModel

@@ -46,14 +46,14 @@ class Denoiser(nn.Module):
 
     @contextmanager
     def twice_differentiable(self) -> Iterator[None]:
-        """Inside, a forward pass can be gone back through twice: plain attention, and nothing that is recomputed, for
-        that would happen outside.
+        """Inside, a forward pass can be gone back through twice: plain attention, nothing that is compiled, and nothing
+        that is recomputed, for that would happen outside.
         """
         recomputed = self.network.is_gradient_checkpointing
         if recomputed:
             self.network.disable_gradient_checkpointing()
         try:
-            with sdpa_kernel(SDPBackend.MATH):
+            with sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager"):
                 yield
         finally:
             if recomputed:

@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import batch_norm, conv2d, leaky_relu
+from torch.nn.functional import batch_norm, conv1d, conv2d, leaky_relu
 
-from distill.adversarial.heads import BatchNormLocal, GridHead, HeadCondition
+from distill.adversarial.heads import BatchNormLocal, GridHead, HeadCondition, TokenHead
 from distill.errors import ConfigError
 
 
@@ -64,6 +64,61 @@ def _reference_head(head: GridHead, features: Tensor, condition: Tensor | None) 
         return x[:, 0]
     direction = condition @ head.project.weight.T + head.project.bias
     return torch.einsum("bdhw,bd->bhw", x, direction) / math.sqrt(x.shape[1])
+
+
+def _reference_token_head(head: TokenHead, features: Tensor, condition: Tensor | None, size: int) -> Tensor:
+    """StyleGAN-T's head over a ring of tokens, of weights divided by their largest singular value.
+
+    Convolutions of k = 1, of k = 9 with a shortcut, and of k = 1 to the projection; local batch norm over groups of
+    `size` samples; a token's logit is its product with the projected condition over the root of 64.
+    """
+
+    def convolved(x: Tensor, convolution, reach: int) -> Tensor:
+        raw = convolution.parametrizations.weight.original
+        ring = torch.cat([x[..., x.shape[2] - reach :], x, x[..., :reach]], dim=2)
+        return conv1d(ring, raw / torch.linalg.svdvals(raw.flatten(1))[0], convolution.bias)
+
+    def block(x: Tensor, convolution, norm, reach: int) -> Tensor:
+        x = convolved(x, convolution, reach)
+        return leaky_relu(_reference_batch_norm_local(x, size, norm.weight, norm.bias), 0.2)
+
+    x = block(features, head.enter[0], head.enter[1], 0)
+    x = (block(x, head.mix[0], head.mix[1], 4) + x) / 2**0.5
+    x = convolved(x, head.leave, 0)
+    if condition is None:
+        return x[:, 0]
+    direction = condition @ head.project.weight.T + head.project.bias
+    return (x * direction[:, :, None]).sum(1) / 64**0.5
+
+
+def token_head(cond: int) -> TokenHead:
+    """With norms that have learned something, and estimates of the spectral norms that have come to rest."""
+    head = TokenHead(8, cond)
+    for norm in (head.enter[1], head.mix[1]):
+        norm.weight.data, norm.bias.data = torch.randn(8), torch.randn(8)
+    for _ in range(300):
+        head(torch.randn(2, 8, 4), torch.randn(2, cond))
+    return head.eval()
+
+
+@pytest.mark.parametrize("cond", [0, 6])
+@pytest.mark.parametrize(("batch", "size"), [(4, 4), (12, 6)])
+def test_a_head_of_tokens_is_the_formula(cond, batch, size):
+    head = token_head(cond)
+    for tokens in (4, 16, 37):  # as few as the kernel reaches to one side, and as many as do not divide
+        features, condition = torch.randn(batch, 8, tokens), torch.randn(batch, cond) if cond else None
+        logits = head(features, condition)
+        assert logits.shape == (batch, tokens)
+        expected = _reference_token_head(head, features, condition, size)
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_tokens_that_are_shifted_around_shift_their_logits():
+    head, features, condition = token_head(6), torch.randn(4, 8, 16), torch.randn(4, 6)
+    logits = head(features, condition)
+    for places in (1, 5, 15):
+        shifted = head(features.roll(places, 2), condition)
+        torch.testing.assert_close(shifted, logits.roll(places, 1), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("cond", [0, 6])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from distill.adversarial.vision import FLOOR, WHITENING, VisionTransformer, Whitening, fit, save_whitening
+from distill.adversarial.vision import FLOOR, WHITENING, VisionTransformer, Whitening, fit, open_vit, save_whitening
 from distill.errors import ConfigError
 from tests import tiny
 
@@ -71,6 +71,22 @@ def test_pictures_are_brought_to_size() -> None:
     assert fit(large, 40).shape == (B, 3, 40, 40)
     square = large[..., :32]
     assert fit(square, 32) is square
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pth"])
+def test_weights_of_a_file_are_taken(kind: str, tmp_path: Path) -> None:
+    import timm
+    from safetensors.torch import save_file
+
+    file = tmp_path / f"weights.{kind}"
+    made = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=0)
+    save_file(made.state_dict(), file) if kind == "safetensors" else torch.save(made.state_dict(), file)
+    opened = open_vit(f"vit_tiny_patch16_224:{file}")
+    assert torch.equal(opened.blocks[3].attn.qkv.weight, made.blocks[3].attn.qkv.weight)
+    file.write_bytes(b"junk")
+    for broken in (file, tmp_path / "nowhere.pth"):
+        with pytest.raises(ConfigError, match=r"cannot be opened \(.*one with a file as ARCHITECTURE:FILE"):
+            open_vit(f"vit_tiny_patch16_224:{broken}")
 
 
 def test_what_is_no_vision_transformer_is_refused(tmp_path: Path, vit_folder: Path) -> None:

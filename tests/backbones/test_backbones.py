@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
@@ -113,6 +114,30 @@ def test_solver_by_name(sd_folder: Path) -> None:
         backbones.solver("Nope", scheduler)
     with pytest.raises(ConfigError, match="cannot follow this pipeline's noise schedule"):
         backbones.solver("FlowMatchHeunDiscreteScheduler", scheduler)
+
+
+@pytest.mark.parametrize("own", ["EulerDiscreteScheduler", "PNDMScheduler", "UniPCMultistepScheduler"])
+def test_no_solver_clips_latents(own: str, sd_folder: Path, tmp_path: Path) -> None:
+    """DDIM does by default, and only says so where a folder's own scheduler is another."""
+    import diffusers
+
+    made = getattr(diffusers, own)(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    assert not backbones.solver("DDIMScheduler", made).config.clip_sample
+    copytree(sd_folder, tmp_path / "sd")
+    made.save_pretrained(tmp_path / "sd" / "scheduler")
+    changed = backbones.load(str(tmp_path / "sd"), schedule={"prediction_type": "v_prediction"})
+    assert not changed.pipeline(**changed.unchecked).scheduler.config.clip_sample
+
+
+def test_one_autoencoder_is_known_in_every_folder(sd_folder: Path, tmp_path: Path) -> None:
+    one = backbones.load(str(sd_folder))
+    again = one.pipeline(**one.unchecked)
+    again.save_pretrained(tmp_path / "other")
+    assert backbones.load(str(tmp_path / "other")).autoencoder_fingerprint == one.autoencoder_fingerprint
+    with torch.no_grad():
+        next(again.vae.parameters()).add_(1)
+    again.save_pretrained(tmp_path / "another")
+    assert backbones.load(str(tmp_path / "another")).autoencoder_fingerprint != one.autoencoder_fingerprint
 
 
 @pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
