@@ -18,8 +18,7 @@ from torch import Tensor
 from distill.cli import quiet
 from distill.data import shapes
 from distill.data.loading import batches
-from distill.data.shapes_data import ShapesDataset
-from distill.evaluation.evaluate import HELD_OUT
+from distill.data.shapes_data import HELD_OUT, ShapesDataset
 from distill.evaluation.metrics import read_back
 from distill.evaluation.shapes_judge import load_shapes_judge
 from distill.inference import Painter, open_painter, open_student_painter
