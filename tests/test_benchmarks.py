@@ -149,3 +149,21 @@ def test_a_teacher_alone_asks_no_student_and_students_have_images_of_their_own(m
         collaboration.scores(pair, index, 20)
     assert asked[-1][0] != asked[-2][0] and asked[-2][1] + 20 <= asked[-1][1]
     assert collaboration.counted([0.2, 2.0], pair.calibration, way) == 5
+
+
+@pytest.mark.parametrize("name", ["LADD, SD3 Medium", "ADD, SDXL", "Diffusion2GAN, SD 1.5", "consistency, SD 1.5"])
+def test_recipes_at_paper_size_are_measured(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """With small networks in place of those of the released sizes; the command is the same."""
+    import full_size
+
+    case = full_size.CASES[name]
+    kind = case["family"].removesuffix("15")
+    (tmp_path / case["family"]).symlink_to(request.getfixturevalue(f"{kind}_folder"))
+    vit = str(request.getfixturevalue("vit_folder"))
+    monkeypatch.setattr(full_size, "vits", lambda folder: (vit, vit))
+    monkeypatch.setitem(full_size.CASES, name, case | {"batch": 4, "pixels": 32})
+    found = full_size.run(name, tmp_path, steps=4)
+    assert "failed" not in found and found["images_per_second"] > 0 and found["peak_memory_GiB"] > 0
+    assert found["last_values"]
