@@ -30,6 +30,7 @@ from distill.data.shapes_data import ShapesDataset
 from distill.tiny.text import build_tokenizer
 
 TOKENS = 77  # of CLIP's text encoders
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where random weights are drawn
 
 
 def main() -> None:
@@ -45,6 +46,8 @@ def main() -> None:
     began, found = time.monotonic(), dict[str, Any]()
     for name in options.cases:
         write(CASES[name]["family"], options.folder)
+        if CASES[name]["settings"] is add:
+            vits(options.folder)
     if options.only_write:
         return
     for name in options.cases:
@@ -108,11 +111,10 @@ def write(family: str, folder: Path) -> None:
     if (folder / family / "model_index.json").is_file():
         return
     torch.manual_seed(0)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer()  # on the CPU, where it learns its words
     torch.set_default_dtype(torch.bfloat16)
     try:
-        with torch.device(device):
+        with torch.device(DEVICE):
             networks, kind, rest = PIPELINES[family]()
     finally:
         torch.set_default_dtype(torch.float32)
@@ -254,7 +256,9 @@ def vits(folder: Path) -> tuple[str, str]:
     names = ("vit_small_patch14_dinov2", "vit_large_patch14_dinov2")
     for name in names:
         if not (folder / name).is_dir():
-            save_for_hf(timm.create_model(name, num_classes=0), str(folder / name), safe_serialization=True)
+            with torch.device(DEVICE):
+                network = timm.create_model(name, num_classes=0)
+            save_for_hf(network.cpu(), str(folder / name), safe_serialization=True)
     return str(folder / names[0]), str(folder / names[1])
 
 
