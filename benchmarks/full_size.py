@@ -96,7 +96,9 @@ def logged(file: Path, batch: int) -> dict[str, Any]:
     rows = list(csv.DictReader(file.open()))
     last = {key: [float(row[key]) for row in rows if row.get(key)] for key in rows[0]}
     terms = {
-        key: round(values[-1], 4) for key, values in last.items() if values and key.startswith(("student/", "critic/"))
+        key: float(f"{values[-1]:.4g}")
+        for key, values in last.items()
+        if values and key.startswith(("student/", "critic/"))
     }
     speed = last["images/s"][-1]
     return {"images_per_second": round(speed, 3), "seconds_per_update": round(batch / speed, 3),

@@ -38,6 +38,8 @@ def main() -> None:
         "pairs": plain("Pair generation under fire"),
         "samplers": plain("A student under the samplers it could be exported with"),
         "add_step": plain("Time and memory of an ADD step beside a LADD step"),
+        "add_step_sd15": plain("The same at Stable Diffusion 1.5's sizes, 512 pixels, random weights"),
+        "full_size": plain("Recipes at paper size, random weights"),
         "step_time": plain("Time and memory of a LADD step"),
     }
     for name, section in sections.items():
@@ -121,11 +123,16 @@ def plain(title: str) -> Section:
 
 
 def origin(result: dict[str, Any]) -> str:
-    """Where a result is from."""
-    machine = result["machine"]
+    """Where a result is from; rows, which may be from other machines than the one that gathered them, say so."""
+    machines = [row["machine"] for row in result["values"].get("rows", []) if "machine" in row]
     seeds = ", ".join(map(str, result["seeds"]))
-    what = f"{machine['gpu'] or machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}"
-    return f"`{result['command']}`, {result['date']}, seeds {seeds}; {what}.\n"
+    what = sorted({described(machine) for machine in machines or [result["machine"]]})
+    return f"`{result['command']}`, {result['date']}, seeds {seeds}; {'; '.join(what)}.\n"
+
+
+def described(machine: dict[str, Any]) -> str:
+    """A machine in a few words."""
+    return f"{machine['gpu'] or machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}"
 
 
 if __name__ == "__main__":

@@ -248,6 +248,12 @@ class UpdatesBar(RichProgressBar):
         last = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
         return {"update": f"{trainer.global_step}{last}", **shown}
 
+    @property
+    def total_train_batches(self) -> int | float:
+        """Of this epoch or until the last update. Lightning counts from where a run goes on, and shows 60 of 19."""
+        gone = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return min(self.trainer.num_training_batches, super().total_train_batches + gone)
+
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *rest: Any) -> None:
         super().on_train_batch_end(trainer, module, *rest)
         ended = trainer.global_step == trainer.max_steps

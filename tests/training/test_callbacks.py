@@ -183,6 +183,22 @@ def test_updates_are_told_in_lines_where_there_is_no_terminal(
         assert "-2" not in "".join(said) and "v_num" not in "".join(said)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_the_bar_of_a_run_that_goes_on_ends_where_it_does(tmp_path: Path) -> None:
+    """Of an epoch of 5 batches that stopped after 2: not at the one batch that is left, nor beyond the epoch."""
+    read(tmp_path, max_steps=2)
+    for last, batches in ((3, 3), (13, 5)):
+        totals: list[float] = []
+
+        class Bar(UpdatesBar):
+            def on_train_batch_end(self, trainer: L.Trainer, module: Any, *rest: Any) -> None:
+                totals.append(self.total_train_batches)  # noqa: B023
+                super().on_train_batch_end(trainer, module, *rest)
+
+        read(tmp_path, resume=True, max_steps=last, stop=Bar(1000), enable_progress_bar=True)
+        assert totals[0] == batches
+
+
 def test_epochs_without_an_end_have_none() -> None:
     bar = UpdatesBar()
     for epochs, words in ((-1, "Epoch 3"), (8, "Epoch 3/7")):
