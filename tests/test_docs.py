@@ -32,6 +32,7 @@ SHRUNK = {
     "--results results.json",
     "analyse": "--count 16 --teacher_steps 3 --device cpu",
     "export": "",
+    "vote": "--device cpu",
 }
 
 

@@ -154,6 +154,17 @@ def test_tiny_add_runs_two_steps_as_it_is(tmp_path: Path) -> None:
         assert len(scalars[name]) == 2 and all(0 < abs(value) < 1e4 for value in scalars[name]), name
 
 
+def test_the_long_recipe_of_add_runs_two_steps_as_it_is(tmp_path: Path) -> None:
+    """Three terms share the student's one answer, and the critic's weight follows the others'."""
+    arguments = {"data__workers": None, "model__teacher_dtype": None}
+    main(fit_arguments("tiny_add_long.yaml", Path("tiny-sd"), None, tmp_path, **arguments))
+    scalars = logged(tmp_path)
+    for name in ("student/PixelAdversarial", "student/ScoreDistillation", "student/ConsistencyDistillation",
+                 "critic/PixelAdversarial/r1", "weight/PixelAdversarial"):  # fmt: skip
+        assert len(scalars[name]) == 2 and all(0 < abs(value) < 1e4 for value in scalars[name]), name
+    assert {"1", "2", "4"} <= {*load_student(tmp_path / "checkpoints" / "last.ckpt").calls}
+
+
 def test_the_long_recipe_of_ladd_runs_two_steps_as_it_is(tmp_path: Path) -> None:
     """On few latents of the shipped teacher, in its own precision; the critic pulls half as hard as the other term."""
     made = {"data__generation__count": 32, "data__generation__steps": 2, "data__folder": tmp_path / "latents"}
