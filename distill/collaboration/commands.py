@@ -61,9 +61,9 @@ class NearDrawn:
     """How near images are to drawn ones: the negative `fid_shapes`."""
 
     def __init__(self) -> None:
-        from distill.evaluation.evaluate import _held_out
+        from distill.evaluation.evaluate import held_out
 
-        self.distance = copy.deepcopy(_held_out(10000))
+        self.distance = copy.deepcopy(held_out(10000))
 
     def update(self, prompts: list[str], images: Tensor) -> None:
         """B prompts and their images."""

@@ -35,7 +35,7 @@ def evaluate_on_shapes(
         batch_size: images per call.
         reference: held-out drawn images on the other side.
     """
-    fid, alignment = copy.deepcopy(_held_out(reference)), Alignment()
+    fid, alignment = copy.deepcopy(held_out(reference)), Alignment()
     prompts = shapes.captions(HELD_OUT, range(samples))
     for part, images in _tracked(painter.stream(prompts, seed, batch_size), samples, batch_size):
         fid.update(images, real=False)
@@ -51,14 +51,14 @@ def evaluate_on_shapes(
 
 def fid_of_shapes(images: Tensor, reference: int = 10000) -> float:
     """`fid_shapes` of images `[N, 3, H, W]` in [0, 1] against held-out drawn ones."""
-    fid = copy.deepcopy(_held_out(reference))
+    fid = copy.deepcopy(held_out(reference))
     for part in images.split(256):
         fid.update(part, real=False)
     return fid.compute().item()
 
 
 @lru_cache(maxsize=1)
-def _held_out(count: int) -> FidShapes:
+def held_out(count: int) -> FidShapes:
     """The metric with its real side filled."""
     fid, images = FidShapes(), ShapesDataset(count, seed=HELD_OUT)
     for part in batches(range(count), 256):
@@ -93,6 +93,7 @@ def evaluate_on_images(
     Raises:
         ConfigError: a reference without images.
     """
+    reference_files(reference)  # refused before anything is painted
     device = device or torch.device("cpu")
     fid = inception_fid(inception).to(device)
     score = ClipScore(*clip).to(device) if clip else None
@@ -116,16 +117,28 @@ def reference_images(folder: str | Path, size: tuple[int, int]) -> Iterator[Tens
     """The images of a folder, resized on the shorter side and centre-cropped to `size`: `[3, H, W]` in [0, 1].
 
     Raises:
-        ConfigError: no such folder, or no images in it.
+        ConfigError: as `reference_files`, or an image that cannot be read.
     """
     from torchvision.io import ImageReadMode, decode_image
 
+    for file in reference_files(folder):
+        try:
+            picture = decode_image(str(file), ImageReadMode.RGB, apply_exif_orientation=True)
+        except RuntimeError as error:
+            raise ConfigError(f"the reference image '{file}' cannot be read; replace it or take it away") from error
+        yield resize_and_crop(picture.float() / 255, *size)
+
+
+def reference_files(folder: str | Path) -> list[Path]:
+    """The images of a folder and those within it, in the order of their names.
+
+    Raises:
+        ConfigError: fewer than two, of which no distance can be told.
+    """
     files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGES)
     if len(files) < 2:
         raise ConfigError(f"the reference '{folder}' holds {len(files)} images; give a folder with 2 or more")
-    for file in files:
-        picture = decode_image(str(file), ImageReadMode.RGB, apply_exif_orientation=True)
-        yield resize_and_crop(picture.float() / 255, *size)
+    return files
 
 
 def _tracked(painted: Iterator[Any], samples: int, batch_size: int) -> Any:

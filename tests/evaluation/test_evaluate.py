@@ -125,8 +125,18 @@ def test_a_folder_of_one_picture_is_no_reference(
 ) -> None:
     (tmp_path / "real").mkdir()
     Image.new("RGB", (32, 32)).save(tmp_path / "real" / "0.png")
-    said = mistake(capsys, arguments(sd_folder, tmp_path, inception))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distill.inference.Painter.stream", None)  # nothing is painted
+        said = mistake(capsys, arguments(sd_folder, tmp_path, inception))
     assert f"the reference '{tmp_path / 'real'}' holds 1 images; give a folder with 2 or more" in said
     asked = arguments(sd_folder, tmp_path, inception)
     del asked[(place := asked.index("--prompts")) : place + 2]
     assert "real images need captions to paint; give --prompts FILE with one per line" in mistake(capsys, asked)
+
+
+def test_a_damaged_reference_picture_is_named(
+    sd_folder: Path, inception: Path, references: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (references / "0.png").write_bytes(b"no picture")
+    said = mistake(capsys, arguments(sd_folder, tmp_path, inception))
+    assert f"the reference image '{references / '0.png'}' cannot be read" in said
