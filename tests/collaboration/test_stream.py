@@ -121,8 +121,8 @@ def test_searching_holds_few_batches(sd_folder: Path, held: list[int]) -> None:
 
 def test_a_search_gives_its_target_every_image(sd_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a way is worth is the target's value of the images that the way's call gives."""
-    drawn = evaluate._held_out(128)
-    monkeypatch.setattr(evaluate, "_held_out", lambda count: drawn)
+    drawn = evaluate.held_out(128)
+    monkeypatch.setattr(evaluate, "held_out", lambda count: drawn)
     pipe = Pair(sd_folder).pipe
     prompts = PROMPTS * 2
     pipe.calibration = calibrate(pipe, prompts, batch_size=32)
