@@ -100,6 +100,17 @@ def checksum(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def pieces(path: str | Path, count: int = 256, size: int = 4096) -> bytes:
+    """Length and `count` evenly spaced pieces of a file: weights that differ anywhere much give other bytes."""
+    length = Path(path).stat().st_size
+    with open(path, "rb") as file:
+        found = []
+        for index in range(count):
+            file.seek(index * max(length - size, 0) // max(count - 1, 1))
+            found.append(file.read(size))
+    return str(length).encode() + b"".join(found)
+
+
 class Lock:
     """A file that one process at a time holds, as a context; let go when the process ends, however it ends.
 

@@ -15,7 +15,7 @@ from distill.batch import Cond
 from distill.diffusion.denoiser import Denoiser
 from distill.diffusion.process import Process
 from distill.errors import ConfigError
-from distill.files import read_json, save_json, written_whole
+from distill.files import pieces, read_json, save_json, written_whole
 
 Schedule = dict[str, Any]  # changes to a noise schedule, by the names of diffusers' schedulers
 CALL_FILE = "distill.json"  # the arguments a pipeline of ours is meant to be called with; diffusers passes over it
@@ -239,16 +239,5 @@ def _digest(folder: Path, config: bytes) -> str:
     """Of a network's configuration and the weights in its folder."""
     digest = hashlib.sha256(config)
     for file in sorted(folder.glob("*.safetensors")):
-        digest.update(_samples(file))
+        digest.update(pieces(file))
     return digest.hexdigest()[:12]
-
-
-def _samples(file: Path, count: int = 256, size: int = 4096) -> bytes:
-    """Length and `count` evenly spaced pieces of a file, so that weights that differ anywhere much give other bytes."""
-    length = file.stat().st_size
-    with open(file, "rb") as weights:
-        pieces = []
-        for index in range(count):
-            weights.seek(index * max(length - size, 0) // max(count - 1, 1))
-            pieces.append(weights.read(size))
-    return str(length).encode() + b"".join(pieces)

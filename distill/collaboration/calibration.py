@@ -250,8 +250,8 @@ def _about(part: Any) -> Any:
 
 
 def judge_identity(spec: str) -> str:
-    """A digest of what scores under a judge's name: the weights and files behind it, and the way of scoring."""
-    return identity.digest([identity.named([spec, SHIPPED.get(spec, spec)]), SCORES])
+    """A digest of what scores under a judge's name: the contents of its files wherever they lie, and the way of scoring."""
+    return identity.digest([identity.named(SHIPPED.get(spec, spec), identity.contents), SCORES])
 
 
 def plain(call: dict[str, Any]) -> dict[str, Any]:

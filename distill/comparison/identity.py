@@ -4,11 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from distill.files import ASSETS, checksum
+from distill.files import ASSETS, checksum, pieces
+
+
+def stamp(path: Path) -> list[Any] | None:
+    """Sizes and times of a file or of a folder's files; None where there is nothing. A copy is told from the original."""
+    found = [[name, file.stat().st_size, file.stat().st_mtime_ns] for name, file in _files(path)]
+    return found or None
+
+
+def contents(path: Path) -> str | None:
+    """A digest of what is in a file or in a folder's files, of large ones by pieces; None where there is nothing. A
+    copy has the same.
+    """
+    found = [[name, hashlib.sha256(pieces(file)).hexdigest()] for name, file in _files(path)]
+    return digest(found) if found else None
 
 
 def digest(about: Any) -> str:
@@ -21,21 +36,29 @@ def weights(value: Any) -> dict[str, str]:
     return {name: found for name in _texts(value) if (found := _shipped(name))}
 
 
-def named(value: Any) -> dict[str, Any]:
+def named(value: Any, look: Callable[[Path], Any] = stamp) -> dict[str, Any]:
     """What lies behind the names anywhere in `value`: the package's own weights, and files and folders, also as parts
-    of `KIND:PATH`. What a name on the hub stands for is not looked at.
+    of `KIND:PATH` and `KIND:NAME:PATH`. What a name on the hub stands for is not looked at.
+
+    Args:
+        value: of plain ones.
+        look: at a path that is not of the package's own; None where there is nothing.
     """
-    parts = {part for text in _texts(value) for part in (text, text.partition(":")[2])}
-    places = {part: found for part in sorted(parts) if part and (found := stamp(Path(part)))}
-    return weights(value) | places
+    parts = sorted({part for text in _texts(value) for part in _suffixes(text)})
+    shipped = weights(parts)
+    places = {part: found for part in parts if part and part not in shipped and (found := look(Path(part)))}
+    return shipped | places
 
 
-def stamp(path: Path) -> list[Any] | None:
-    """Sizes and times of a file or of a folder's files; None where there is nothing."""
-    if not path.exists():
-        return None
+def _suffixes(text: str) -> list[str]:
+    """A text and what follows each of its colons."""
+    return [text, *(text[at + 1 :] for at, letter in enumerate(text) if letter == ":")]
+
+
+def _files(path: Path) -> list[tuple[str, Path]]:
+    """A file, or a folder's files, with their names in it."""
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    return [[str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    return [(str(file.relative_to(path)), file) for file in files if file.is_file()]
 
 
 def _texts(value: Any) -> list[str]:

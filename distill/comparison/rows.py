@@ -284,4 +284,5 @@ def contents(entry: Entry) -> Any:
         return [recipe, weights(recipe)]
     if entry.checkpoint:
         return [entry.checkpoint, stamp(Path(entry.checkpoint))]
-    return [entry.pipeline, weights(entry.pipeline), stamp(Path(str(entry.pipeline)))]
+    shipped = weights(entry.pipeline)
+    return [entry.pipeline, shipped, None if shipped else stamp(Path(str(entry.pipeline)))]

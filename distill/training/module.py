@@ -140,6 +140,8 @@ class DistillModule(L.LightningModule):
         self._losses: tuple[list[Tensor], list[Tensor]] = [], []  # of student and critics, since their last update
         self._autoencoder: Frozen | None = None
         self.decoded = 0  # latents, by training steps of this process
+        self.lost = 0  # batches, by runs that ended amid an update
+        self._began = False
         self.student: Denoiser | None = None
         self.ema: Denoiser | None = None
         self.target: Denoiser | None = None
@@ -182,6 +184,7 @@ class DistillModule(L.LightningModule):
         """Gives what draws from torch's own generators, such as dropout in a critic, other numbers on each process and
         after each resume. What is to be repeated exactly draws from `Batch.draws`.
         """
+        self._began = False
         draws = Draws(self.seed, self.global_step, self.global_rank, 1, torch.device("cpu"))
         torch.manual_seed(draws.generators("torch's own")[0].initial_seed())
 
@@ -277,7 +280,7 @@ class DistillModule(L.LightningModule):
 
     def training_step(self, raw: dict[str, Any], batch_idx: int) -> None:
         """Critic turns on the student's detached answer, then the student's turn; see `Sample` for the two cuts."""
-        position = self.trainer.fit_loop.total_batch_idx % (self.accumulate * self.critic_updates)
+        position = self._position()
         asks_student = position >= self.accumulate * (self.critic_updates - 1)
         updates = (position + 1) % self.accumulate == 0
         batch, step = self.encode(raw), self.global_step
@@ -295,6 +298,18 @@ class DistillModule(L.LightningModule):
         if last:
             self._update_critics()
         self._log_scalars()
+
+    def _position(self) -> int:
+        """Of this batch among those of one student update. A run that goes on amid an update begins it anew, as the
+        gradients gathered until then are kept nowhere.
+        """
+        number = self.trainer.fit_loop.total_batch_idx
+        if not self._began:
+            self._began = True
+            self.lost += (number - self.lost) % self.accumulate
+            for optimizer in self.trainer.optimizers:
+                optimizer.zero_grad(set_to_none=True)
+        return (number - self.lost) % (self.accumulate * self.critic_updates)
 
     def encode(self, raw: dict[str, Any]) -> Batch:
         """A batch as the loader gives it: `prompts` and either `x0` (latents) or `pixels`; in pairs `noise` too, and
@@ -466,12 +481,8 @@ class DistillModule(L.LightningModule):
             ConfigError: another teacher, noise schedule, strategies or moving averages.
         """
         about = checkpoint.get("distill", {})
-        before, weights = about.get("fingerprint", ""), self.backbone.fingerprint
-        if "@" in before and "@" in weights and before.partition("@")[2] != weights.partition("@")[2]:
-            raise ConfigError(
-                f"the checkpoint is of a run with the teacher {before}, and model.teacher is {weights}; go on with the "
-                "same, or begin a new run"
-            )
+        self.lost = about.get("lost", 0)
+        self._check_teacher(about.get("fingerprint", ""))
         if about.get("schedule", self.backbone.schedule) != self.backbone.schedule:
             raise ConfigError(
                 f"the checkpoint is of a run with model.schedule={about['schedule']}, this recipe has "
@@ -492,6 +503,22 @@ class DistillModule(L.LightningModule):
                 f"{', '.join(now)}; go on with the same, or begin a new run with its student (model.student_init)"
             )
 
+    def _check_teacher(self, before: str) -> None:
+        """By the digests of weights where both are folders, by the names of both where both are on the hub."""
+        now = self.backbone.fingerprint
+        if not before:
+            return
+        if ("@" in before) != ("@" in now):
+            rank_zero_warn(
+                f"the checkpoint is of a run with the teacher {before}, and model.teacher is {now}; whether they are the "
+                "same cannot be told, as only one is a folder"
+            )
+        elif before.split("@")[-1] != now.split("@")[-1]:
+            raise ConfigError(
+                f"the checkpoint is of a run with the teacher {before}, and model.teacher is {now}; go on with the "
+                "same, or begin a new run"
+            )
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["distill"] = {
             "teacher": self.teacher_name,
@@ -502,6 +529,7 @@ class DistillModule(L.LightningModule):
             "levels": self.inputs.few_levels,
             "schedule": self.backbone.schedule,
             "steps": self.global_step,
+            "lost": self.lost,
             "size": self.latent_size,
             "sharded": self._sharded(),
             "data": getattr(self.trainer.datamodule, "description", ""),  # type: ignore[attr-defined]

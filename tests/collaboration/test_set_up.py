@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +117,30 @@ def test_shipped_judges_are_their_weights(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(identities) == 3
     monkeypatch.setattr("distill.comparison.identity._shipped", lambda name: "other" if "judge" in name else None)
     assert not identities & {judge_identity("shapes"), judge_identity("small-shapes")}
+
+
+@pytest.mark.parametrize("kind", ["mine:{}", "clip:ViT-B-32:{}", "image-reward:{}"])
+def test_a_judge_is_what_is_in_its_files(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/weights.pt").write_bytes(b"a" * 10000)
+    copied = shutil.copytree(tmp_path / "one", tmp_path / "two")
+    os.utime(copied / "weights.pt", (1, 1))
+    before = [judge_identity(kind.format(tmp_path / "one" / name)) for name in ("", "weights.pt")]
+    (tmp_path / "one/weights.pt").write_bytes(b"a" * 9999 + b"b")
+    after = [judge_identity(kind.format(tmp_path / "one" / name)) for name in ("", "weights.pt")]
+    assert not set(before) & set(after)
+    shutil.rmtree(tmp_path / "one")
+    shutil.move(copied, tmp_path / "one")
+    assert [judge_identity(kind.format(tmp_path / "one" / name)) for name in ("", "weights.pt")] == before
+
+
+def test_a_folder_of_a_shipped_judges_name_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = [judge_identity("shapes"), judge_identity("small-shapes")]
+    monkeypatch.chdir(tmp_path)
+    for name in ("shapes", "small-shapes", "shapes_judge"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_text("1")
+    assert [judge_identity("shapes"), judge_identity("small-shapes")] == before
 
 
 def test_parts_are_the_same_from_another_place(sd_folder: Path, tmp_path: Path) -> None:

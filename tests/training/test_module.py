@@ -246,6 +246,47 @@ def test_a_run_is_not_gone_on_with_under_another_teacher_or_schedule(
         other.on_load_checkpoint(checkpoint)
 
 
+def test_teachers_on_the_hub_are_compared_by_name(sd_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = module(sd_folder, [Pull()])
+    of_folder = model.backbone.fingerprint
+    about: dict[str, Any] = {"strategies": ["Pull"], "averages": ["ema"], "schedule": {}}
+    monkeypatch.setattr(type(model.backbone), "fingerprint", "org/model-b")
+    model.on_load_checkpoint({"distill": about | {"fingerprint": "org/model-b"}})
+    with pytest.raises(ConfigError, match="with the teacher org/model-a, and model.teacher is org/model-b"):
+        model.on_load_checkpoint({"distill": about | {"fingerprint": "org/model-a"}})
+    with pytest.warns(UserWarning, match="cannot be told"):
+        model.on_load_checkpoint({"distill": about | {"fingerprint": of_folder}})
+
+
+@pytest.mark.parametrize(("accumulate", "critic_updates", "last"), [(3, 1, 5), (3, 1, 6), (2, 2, 7), (1, 3, 5)])
+def test_an_update_that_a_run_ended_amid_begins_anew(
+    accumulate: int, critic_updates: int, last: int, sd3_folder: Path, sd3_latents: Path, tmp_path: Path
+) -> None:
+    """Every batch moves the critic's weight by a gradient of 1, so its way counts the batches of its updates."""
+
+    class Ones(Pull):
+        def critic_loss(self, sample: Any, batch: Any, step: int) -> dict[str, Tensor]:
+            return {"one": self.critic.weight.sum()}  # type: ignore[union-attr]
+
+    def run(epochs: int, ckpt_path: Path | None = None) -> tuple[float, int]:
+        model = module(sd3_folder, [Ones()], accumulate=accumulate, critic_updates=critic_updates, student_clip=None)
+        model.configure_model()
+        before = model.critics[0].weight.item()  # type: ignore[union-attr]
+        trainer = L.Trainer(
+            max_steps=3 if ckpt_path else -1, max_epochs=epochs, accelerator="cpu", devices=1, logger=False,
+            enable_progress_bar=False, enable_model_summary=False, limit_train_batches=last,
+            callbacks=[Checkpoint(tmp_path, every_n_train_steps=100, save_last=True)],
+        )  # fmt: skip
+        trainer.fit(model, LatentsData(str(sd3_latents), model.teacher_name, batch_size=8), ckpt_path=ckpt_path)
+        return before - model.critics[0].weight.item(), trainer.fit_loop.total_batch_idx + 1  # type: ignore[union-attr]
+
+    run(1)
+    moved, batches = run(-1, tmp_path / "last.ckpt")
+    lost = last % accumulate
+    assert moved == pytest.approx(3 * critic_updates * 0.1, rel=1e-4)
+    assert batches == 3 * accumulate * critic_updates + lost
+
+
 def test_a_run_that_logs_nothing_runs(sd3_folder: Path, sd3_latents: Path) -> None:
     trainer = L.Trainer(
         max_steps=2, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, log_every_n_steps=0,
