@@ -250,9 +250,13 @@ class UpdatesBar(RichProgressBar):
 
     @property
     def total_train_batches(self) -> int | float:
-        """Of this epoch or until the last update. Lightning counts from where a run goes on, and shows 60 of 19."""
-        gone = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        return min(self.trainer.num_training_batches, super().total_train_batches + gone)
+        """Of this epoch or until the last update. Lightning counts from where a run goes on, and updates as batches."""
+        trainer, module = self.trainer, self.trainer.lightning_module
+        if trainer.max_steps < 0:
+            return trainer.num_training_batches
+        loop = trainer.fit_loop
+        left = (trainer.max_steps - trainer.global_step) * module.batches - module.begun(loop.total_batch_idx + 1)
+        return min(trainer.num_training_batches, loop.epoch_loop.batch_progress.current.ready + left)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *rest: Any) -> None:
         super().on_train_batch_end(trainer, module, *rest)

@@ -141,7 +141,6 @@ class DistillModule(L.LightningModule):
         self._autoencoder: Frozen | None = None
         self.decoded = 0  # latents, by training steps of this process
         self.lost = 0  # batches, by runs that ended amid an update
-        self._began = False
         self.student: Denoiser | None = None
         self.ema: Denoiser | None = None
         self.target: Denoiser | None = None
@@ -181,12 +180,23 @@ class DistillModule(L.LightningModule):
             parallel.average_alone(self, self.trainer.strategy)
 
     def on_train_start(self) -> None:
-        """Gives what draws from torch's own generators, such as dropout in a critic, other numbers on each process and
+        """Begins an update that the run ended amid anew, as its gradients are kept nowhere, and gives what draws from torch's own generators, such as dropout in a critic, other numbers on each process and
         after each resume. What is to be repeated exactly draws from `Batch.draws`.
         """
-        self._began = False
+        self.lost += self.begun(self.trainer.fit_loop.total_batch_idx + 1) % self.accumulate
+        for optimizer in self.trainer.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         draws = Draws(self.seed, self.global_step, self.global_rank, 1, torch.device("cpu"))
         torch.manual_seed(draws.generators("torch's own")[0].initial_seed())
+
+    @property
+    def batches(self) -> int:
+        """Per update of the student."""
+        return self.accumulate * self.critic_updates
+
+    def begun(self, number: int) -> int:
+        """How many batches of its update have gone before batch `number` of the run, counted from 0."""
+        return (number - self.lost) % self.batches
 
     def _averages(self) -> dict[Denoiser, float]:
         """The moving averages of the student that are kept, with their decays."""
@@ -280,7 +290,7 @@ class DistillModule(L.LightningModule):
 
     def training_step(self, raw: dict[str, Any], batch_idx: int) -> None:
         """Critic turns on the student's detached answer, then the student's turn; see `Sample` for the two cuts."""
-        position = self._position()
+        position = self.begun(self.trainer.fit_loop.total_batch_idx)
         asks_student = position >= self.accumulate * (self.critic_updates - 1)
         updates = (position + 1) % self.accumulate == 0
         batch, step = self.encode(raw), self.global_step
@@ -298,18 +308,6 @@ class DistillModule(L.LightningModule):
         if last:
             self._update_critics()
         self._log_scalars()
-
-    def _position(self) -> int:
-        """Of this batch among those of one student update. A run that goes on amid an update begins it anew, as the
-        gradients gathered until then are kept nowhere.
-        """
-        number = self.trainer.fit_loop.total_batch_idx
-        if not self._began:
-            self._began = True
-            self.lost += (number - self.lost) % self.accumulate
-            for optimizer in self.trainer.optimizers:
-                optimizer.zero_grad(set_to_none=True)
-        return (number - self.lost) % (self.accumulate * self.critic_updates)
 
     def encode(self, raw: dict[str, Any]) -> Batch:
         """A batch as the loader gives it: `prompts` and either `x0` (latents) or `pixels`; in pairs `noise` too, and

@@ -65,6 +65,11 @@ class Numbers:
 class Reader(L.LightningModule):
     """Learns nothing of note and remembers what it was given, when, and after which steps it was validated."""
 
+    batches = 1
+
+    def begun(self, number: int) -> int:
+        return 0
+
     def __init__(self) -> None:
         super().__init__()
         self.weight = torch.nn.Linear(1, 1)
@@ -197,6 +202,19 @@ def test_the_bar_of_a_run_that_goes_on_ends_where_it_does(tmp_path: Path) -> Non
 
         read(tmp_path, resume=True, max_steps=last, stop=Bar(1000), enable_progress_bar=True)
         assert totals[0] == batches
+
+
+@pytest.mark.parametrize("gone", [0, 2, 5])
+def test_the_bar_counts_batches_where_an_update_has_several(gone: int) -> None:
+    """Ten updates of four batches, in an epoch of a thousand."""
+    progress = SimpleNamespace(current=SimpleNamespace(ready=gone))
+    loop = SimpleNamespace(total_batch_idx=gone - 1, epoch_loop=SimpleNamespace(batch_progress=progress))
+    module = SimpleNamespace(batches=4, begun=lambda number: number % 4)
+    bar = UpdatesBar()
+    bar._trainer = SimpleNamespace(  # type: ignore[assignment]
+        max_steps=10, global_step=gone // 4, num_training_batches=1000, fit_loop=loop, lightning_module=module
+    )
+    assert bar.total_train_batches == 40
 
 
 def test_epochs_without_an_end_have_none() -> None:
