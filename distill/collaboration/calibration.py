@@ -250,7 +250,7 @@ def _about(part: Any) -> Any:
 
 
 def judge_identity(spec: str) -> str:
-    """A digest of what scores under a judge's name: the contents of its files wherever they lie, and the way of scoring."""
+    """A digest of what scores under a judge's name: its files' contents, wherever they lie, and the way of scoring."""
     return identity.digest([identity.named(SHIPPED.get(spec, spec), identity.contents), SCORES])
 
 

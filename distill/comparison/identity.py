@@ -13,7 +13,7 @@ from distill.files import ASSETS, checksum, pieces
 
 
 def stamp(path: Path) -> list[Any] | None:
-    """Sizes and times of a file or of a folder's files; None where there is nothing. A copy is told from the original."""
+    """Sizes and times of a file or of a folder's files; None where there is nothing. A copy is told from the first."""
     found = [[name, file.stat().st_size, file.stat().st_mtime_ns] for name, file in _files(path)]
     return found or None
 

@@ -141,7 +141,7 @@ class Maker:
         """
         check_folder(self.folder)
         if (self.folder / MANIFEST).is_file():
-            self._check(read_manifest(self.folder)["settings"])
+            self._check(read_manifest(self.folder))
 
     def begin(self) -> None:
         """Writes an unfinished manifest, unless the folder is complete as it is; one process does this before others
@@ -157,6 +157,11 @@ class Maker:
             before = manifest["settings"]["count"]
             if before == self.count:
                 return
+            if manifest["complete"]:
+                print(
+                    f"'{self.folder}' holds {before} {self.what} and {self.count} are asked for: the rest is made; ask "
+                    f"for {before} to keep to those"
+                )
             if before % self.shard_size:  # its last shard is to become whole
                 last = shard_name(before // self.shard_size)
                 (self.folder / last).unlink(missing_ok=True)
@@ -176,20 +181,27 @@ class Maker:
         shards = {shard_name(shard): checksum(self.folder / shard_name(shard)) for shard in self.shards}
         save_json({"settings": self.settings, "complete": True, "shards": shards}, self.folder / MANIFEST)
 
-    def _check(self, old: dict[str, Any]) -> None:
+    def asked(self, count: int) -> dict[str, Any]:
+        """The settings a folder with the first `count` of the samples has."""
+        return self.settings
+
+    def _check(self, manifest: dict[str, Any]) -> None:
+        old = manifest["settings"]
+        asked = self.asked(min(old["count"], self.count))
         changed = ", ".join(
-            f"{name}={old.get(name)} there, {self.settings.get(name)} asked"
-            for name in dict.fromkeys([*old, *self.settings])
-            if name != "count" and old.get(name) != self.settings.get(name)
+            f"{name}={old.get(name, 'unknown to an earlier version')} there, {asked.get(name)} asked"
+            for name in dict.fromkeys([*old, *asked])
+            if name != "count" and old.get(name) != asked.get(name)
         )
         if changed:
             raise ConfigError(
                 f"'{self.folder}' was made with other settings ({changed}); ask for the same or choose another folder"
             )
         if old["count"] > self.count:
+            holds = "holds" if manifest["complete"] else "is unfinished and is to hold"
             raise ConfigError(
-                f"'{self.folder}' holds {old['count']} samples, {self.count} are asked for; ask for {old['count']} or "
-                "more, or choose another folder"
+                f"'{self.folder}' {holds} {old['count']} samples, {self.count} are asked for; ask for {old['count']} "
+                "or more, or choose another folder"
             )
 
     def _good(self, name: str, known: dict[str, str]) -> bool:

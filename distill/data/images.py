@@ -69,7 +69,12 @@ class ImagesDataset:
             )
         self.source, self.split, self.height, self.width = source, split, height, width
         self.image, self.caption = images[0], captions[0]
-        rows = rows if count is None else rows.select(range(min(count, len(rows))))
+        if count is not None and len(rows) < count:
+            raise ConfigError(
+                f"'{source}' ({split}) holds {len(rows)} images, and {count} are asked; set data.reference to "
+                f"{len(rows)} or less"
+            )
+        rows = rows if count is None else rows.select(range(count))
         self.rows = rows.select_columns([self.image, self.caption]).cast_column(self.image, Image(decode=False))
 
     def __len__(self) -> int:
@@ -82,10 +87,10 @@ class ImagesDataset:
         pixels = torch.stack([picture for picture, _ in found])
         return {"pixels": pixels, "prompts": [caption for _, caption in found], "unread": unread}
 
-    def captions_digest(self) -> str:
-        """A digest of all captions, in their order."""
+    def captions_digest(self, count: int) -> str:
+        """A digest of the first `count` captions, in their order."""
         said = hashlib.sha256()
-        for part in self.rows.select_columns([self.caption]).iter(batch_size=1000):
+        for part in self.rows.select_columns([self.caption]).select(range(count)).iter(batch_size=1000):
             said.update(repr(part[self.caption]).encode())
         return said.hexdigest()[:12]
 
@@ -117,7 +122,7 @@ class EncodedImages(Maker):
             "kind": "images",
             "source": images.source,
             "split": images.split,
-            "captions": images.captions_digest(),
+            "captions": images.captions_digest(len(images)),
             "count": len(images),
             "height": images.height,
             "width": images.width,
@@ -126,6 +131,9 @@ class EncodedImages(Maker):
         super().__init__(folder, settings, len(images), shard_size=512, batch_size=16)
         self.images, self.autoencoder = images, backbone.autoencoder().eval()
         self.unread = 0
+
+    def asked(self, count: int) -> dict[str, Any]:
+        return self.settings | {"captions": self.images.captions_digest(count)}
 
     def make(self, indices: list[int], device: torch.device) -> Made:
         batch = self.images.__getitems__(indices)

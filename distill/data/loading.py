@@ -39,8 +39,14 @@ class Compared:
             if self.trainer is not None and self.trainer.state.fn == "fit":
                 return []
             raise ConfigError("there is nothing to compare with; set data.reference to a number of images")
+        world = self.trainer.world_size if self.trainer is not None else 1
+        if len(self.reference) < 2 or len(self.reference) % world:
+            raise ConfigError(
+                f"data.reference is a number of images of 2 or more that divides by the processes, of which there are "
+                f"{world}; got {len(self.reference)}"
+            )
         size = min(self.batch_size, len(self.reference))
-        return loader(self.reference, size, self.seed, self.trainer, shuffle=False)
+        return loader(self.reference, size, self.seed, self.trainer, training=False)
 
     test_dataloader = val_dataloader
 
@@ -57,21 +63,22 @@ class GlobalBatchSampler(Sampler[list[int]]):
     """Deals batch after batch of one seeded permutation per epoch; each rank gets its contiguous part of every batch.
 
     Lightning's own `DistributedSampler` deals other batches to two ranks than to one; this one does not, so runs on
-    one process, DDP and FSDP2 can be compared number by number. The last incomplete batch of an epoch is dropped.
+    one process, DDP and FSDP2 can be compared number by number. The last incomplete batch of an epoch is dropped in
+    training.
 
     Args:
         length: samples in the data set.
         batch_size: samples of one batch over all ranks.
         seed: of the order.
         rank, world_size: this process among those that train on different data.
-        shuffle: False deals the data set in its own order.
+        training: False deals the whole data set in its own order, the last batch incomplete.
 
     Raises:
         ConfigError: a batch that does not divide by the ranks, or is larger than the data set.
     """
 
     def __init__(
-        self, length: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1, shuffle: bool = True
+        self, length: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1, training: bool = True
     ):
         if batch_size < 1 or batch_size % world_size:
             raise ConfigError(
@@ -83,7 +90,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
                 f"data.batch_size is {batch_size}, but the data set holds only {length} samples; "
                 f"set data.batch_size to {length} or less, or add data"
             )
-        self.length, self.batch_size, self.seed, self.shuffle = length, batch_size, seed, shuffle
+        self.length, self.batch_size, self.seed, self.training = length, batch_size, seed, training
         self.rank, self.world_size, self.epoch = rank, world_size, 0
         self.begin = 0  # the batch that the next epoch that is dealt begins with: a resumed one does within
 
@@ -97,16 +104,16 @@ class GlobalBatchSampler(Sampler[list[int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.length // self.batch_size
+        return self.length // self.batch_size if self.training else -(-self.length // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(self.length, generator=generator) if self.shuffle else torch.arange(self.length)
-        share = self.batch_size // self.world_size
+        order = torch.randperm(self.length, generator=generator) if self.training else torch.arange(self.length)
         begin, self.begin = self.begin, 0
         for batch in range(begin, len(self)):
-            first = batch * self.batch_size + self.rank * share
-            yield order[first : first + share].tolist()
+            dealt = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            share = len(dealt) // self.world_size
+            yield dealt[self.rank * share : (self.rank + 1) * share].tolist()
 
 
 class ResumableLoader(StatefulDataLoader):
@@ -151,12 +158,12 @@ def loader(
     seed: int,
     trainer: L.Trainer | None,
     workers: int = 0,
-    shuffle: bool = True,
+    training: bool = True,
     collate: Callable[[Any], Any] = _as_is,
 ) -> StatefulDataLoader:
     """A loader whose position goes into the checkpoint, so that a resumed run continues mid-epoch."""
     rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-    sampler = GlobalBatchSampler(len(dataset), batch_size, seed, rank, world, shuffle)
+    sampler = GlobalBatchSampler(len(dataset), batch_size, seed, rank, world, training)
     made = ResumableLoader(
         dataset,  # type: ignore[arg-type]
         batch_sampler=sampler,

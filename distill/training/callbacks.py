@@ -108,6 +108,7 @@ class Evaluation(L.Callback):
     def on_validation_epoch_start(self, trainer: L.Trainer, module: Any) -> None:
         self.painters = painters(module, self.steps or module.inputs.counts((1, 4)))
         self.metrics: dict[int, dict[str, Metric]] = {}
+        self.seen = 0  # images, by all processes
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -115,7 +116,8 @@ class Evaluation(L.Callback):
         real, prompts = batch["pixels"] / 2 + 0.5, batch["prompts"]
         if not self.metrics:
             self.metrics = {n: self._metrics("attributes" in batch, module.device) for n in self.painters}
-        first = (batch_idx * trainer.world_size + trainer.global_rank) * len(prompts)
+        first = self.seen + trainer.global_rank * len(prompts)
+        self.seen += trainer.world_size * len(prompts)
         for n, metrics in self.metrics.items():
             images = self.painters[n](prompts, self.seed + first, len(prompts)).to(module.device)
             for metric in metrics.values():
@@ -251,7 +253,8 @@ class UpdatesBar(RichProgressBar):
     @property
     def total_train_batches(self) -> int | float:
         """Of this epoch or until the last update. Lightning counts from where a run goes on, and updates as batches."""
-        trainer, module = self.trainer, self.trainer.lightning_module
+        trainer = self.trainer
+        module: Any = trainer.lightning_module
         if trainer.max_steps < 0:
             return trainer.num_training_batches
         loop = trainer.fit_loop

@@ -180,7 +180,9 @@ class DistillModule(L.LightningModule):
             parallel.average_alone(self, self.trainer.strategy)
 
     def on_train_start(self) -> None:
-        """Begins an update that the run ended amid anew, as its gradients are kept nowhere, and gives what draws from torch's own generators, such as dropout in a critic, other numbers on each process and
+        """Begins an update that the run ended amid anew, as its gradients are kept nowhere.
+
+        What draws from torch's own generators, such as dropout in a critic, gets other numbers on each process and
         after each resume. What is to be repeated exactly draws from `Batch.draws`.
         """
         self.lost += self.begun(self.trainer.fit_loop.total_batch_idx + 1) % self.accumulate
@@ -508,8 +510,8 @@ class DistillModule(L.LightningModule):
             return
         if ("@" in before) != ("@" in now):
             rank_zero_warn(
-                f"the checkpoint is of a run with the teacher {before}, and model.teacher is {now}; whether they are the "
-                "same cannot be told, as only one is a folder"
+                f"the checkpoint is of a run with the teacher {before}, and model.teacher is {now}; whether they are "
+                "the same cannot be told, as only one is a folder"
             )
         elif before.split("@")[-1] != now.split("@")[-1]:
             raise ConfigError(

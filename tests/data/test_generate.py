@@ -205,6 +205,17 @@ def test_a_larger_count_adds_to_a_folder(whole: Path, sd3_folder: Path, tmp_path
     assert LatentsDataset.read_settings(tmp_path)["count"] == 40
     with pytest.raises(ConfigError, match="holds 40 samples, 20 are asked for; ask for 40 or more"):
         maker(sd3_folder, tmp_path, count=20).begin()
+    maker(sd3_folder, tmp_path, count=50).begin()
+    with pytest.raises(ConfigError, match="is unfinished and is to hold 50 samples, 20 are asked for; ask for 50"):
+        maker(sd3_folder, tmp_path, count=20).begin()
+
+
+def test_that_a_folder_is_added_to_is_said(sd3_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    make_here(maker(sd3_folder, tmp_path, count=8), "latents")
+    make_here(maker(sd3_folder, tmp_path, count=8), "latents")
+    assert "holds" not in capsys.readouterr().out
+    maker(sd3_folder, tmp_path, count=16).begin()
+    assert "holds 8 latents and 16 are asked for: the rest is made; ask for 8 to keep" in capsys.readouterr().out
 
 
 def pairs(teacher: Path, folder: Path, **changes: object) -> TeacherPairs:

@@ -140,6 +140,27 @@ def test_what_is_compared_with_is_another_split(tmp_path: Path) -> None:
         nothing.val_dataloader()
 
 
+def test_more_images_to_compare_with_than_there_are_are_refused(pictures: Path) -> None:
+    with pytest.raises(ConfigError, match=r"\(train\) holds \d+ images, and 5000 are asked; set data.reference to"):
+        ImagesDataset(str(pictures), 16, 16, count=5000)
+
+
+def test_encoded_images_may_be_added_to(pictures: Path, sd_folder: Path, tmp_path: Path) -> None:
+    def encode(colours: list[str]) -> int:
+        rows = {"image": [str(pictures / f"{c}.png") for c in colours], "caption": [f"a {c} wall" for c in colours]}
+        table = Dataset.from_dict(rows, features=Features({"image": Image(), "caption": Value("string")}))
+        table.map(lambda row: row).to_parquet(tmp_path / "rows.parquet")
+        images = ImagesDataset(str(tmp_path / "rows.parquet"), 16, 16)
+        make_here(EncodedImages(backbones.load(str(sd_folder)), tmp_path / "encoded", images), "encoding")
+        return len(LatentsDataset(tmp_path / "encoded"))
+
+    colours = list(COLOURS)
+    assert encode(colours[:2]) == 2
+    assert encode(colours) == len(colours)
+    with pytest.raises(ConfigError, match="was made with other settings .captions="):
+        encode([*reversed(colours), colours[0]])
+
+
 def test_a_row_that_cannot_be_used_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture too large to open, one without a caption, and one that is there with several."""
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 100)

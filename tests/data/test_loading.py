@@ -7,6 +7,7 @@ from lightning.fabric.utilities.data import _set_sampler_epoch
 from distill.data.images import ImagesData
 from distill.data.latents import EncodedShapesData, LatentsData
 from distill.data.loading import GlobalBatchSampler, batches, loader
+from distill.data.shapes_data import ShapesData
 from distill.errors import ConfigError
 
 
@@ -28,11 +29,11 @@ def _seen(data) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("epoch", [0, 3])
-def test_any_number_of_ranks_deals_the_same_global_batches(ranks, shuffle, epoch):
+def test_any_number_of_ranks_deals_the_same_global_batches(ranks, training, epoch):
     def deal(rank: int, world: int) -> list[list[int]]:
-        sampler = GlobalBatchSampler(50, 8, seed=5, rank=rank, world_size=world, shuffle=shuffle)
+        sampler = GlobalBatchSampler(52, 8, seed=5, rank=rank, world_size=world, training=training)
         sampler.set_epoch(epoch)
         return list(sampler)
 
@@ -67,9 +68,25 @@ def test_the_order_is_a_function_of_seed_and_epoch():
     assert sum(orders[0], []) != list(range(64))
 
 
-def test_without_shuffling_samples_come_in_their_own_order():
-    sampler = GlobalBatchSampler(10, 4, seed=3, shuffle=False)
-    assert list(sampler) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+def test_where_nothing_is_trained_all_samples_come_in_their_own_order():
+    sampler = GlobalBatchSampler(10, 4, seed=3, training=False)
+    assert list(sampler) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]] and len(sampler) == 3
+    second = GlobalBatchSampler(10, 4, seed=3, rank=1, world_size=2, training=False)
+    assert list(second) == [[2, 3], [6, 7], [9]]
+
+
+@pytest.mark.parametrize(("asked", "batch_size"), [(10, 4), (3, 8), (2, 2)])
+def test_as_many_images_are_compared_as_are_asked_for(asked: int, batch_size: int) -> None:
+    data = ShapesData(batch_size=batch_size, reference=asked)
+    assert sum(len(batch["prompts"]) for batch in data.val_dataloader()) == asked
+
+
+@pytest.mark.parametrize(("asked", "world"), [(1, 1), (9, 2)])
+def test_references_that_cannot_be_compared_are_refused(asked: int, world: int) -> None:
+    data = ShapesData(batch_size=4, reference=asked)
+    data.trainer = SimpleNamespace(world_size=world, global_rank=0)  # type: ignore[assignment]
+    with pytest.raises(ConfigError, match=f"2 or more that divides by the processes, .* are {world}; got {asked}"):
+        data.val_dataloader()
 
 
 @pytest.mark.parametrize(

@@ -433,7 +433,11 @@ def test_torchs_own_numbers_are_others_on_each_process_and_after_a_resume(sd3_fo
         torch.manual_seed(7)
         assert torch.equal(beside, torch.rand(3)), "building the networks leaves them as they were"
         model._trainer = SimpleNamespace(  # type: ignore[assignment]
-            global_rank=rank, global_step=step, strategy=None, fit_loop=SimpleNamespace(total_batch_idx=-1), optimizers=[]
+            global_rank=rank,
+            global_step=step,
+            strategy=None,
+            fit_loop=SimpleNamespace(total_batch_idx=-1),
+            optimizers=[],
         )
         model.on_train_start()
         return torch.rand(3)
