@@ -21,12 +21,14 @@ from typing import Any
 
 import lightning as L
 import torch
-from results import ROOT, save
+from results import FOLDER, ROOT, command, save
 
 from distill.cli import quiet
 from distill.data import shapes
 from distill.data.loading import loader
 from distill.data.shapes_data import ShapesDataset
+from distill.files import read_json
+from distill.provenance import machine, today
 from distill.tiny.text import build_tokenizer
 
 TOKENS = 77  # of CLIP's text encoders
@@ -39,11 +41,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "full_size")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--steps", type=int, default=6, help="updates of a run; the second half is timed")
+    parser.add_argument("--steps", type=int, default=6, help="updates of a run, 2 or more; the second half is timed")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begins no case after so many")
     parser.add_argument("--only-write", action="store_true", help="writes the networks of the cases and ends")
+    parser.add_argument("--note", help="kept beside the cases measured now: what else the machine was doing, say")
     options = parser.parse_args()
-    began, found = time.monotonic(), dict[str, Any]()
+    if options.steps < 2:
+        parser.error(f"--steps is the updates of a run, whose second half is timed: 2 or more; got {options.steps}")
+    began = time.monotonic()
     for name in options.cases:
         write(CASES[name]["family"], options.folder)
         if CASES[name]["settings"] is add:
@@ -52,19 +57,43 @@ def main() -> None:
         return
     for name in options.cases:
         if time.monotonic() - began < options.seconds:
-            found[name] = run(name, options.folder, options.steps)
-            print(name, json.dumps(found[name]), flush=True)
-            save("full_size", {"cases": found}, [0])
+            found = run(name, options.folder, options.steps)
+            keep(name, found | ({"note": options.note} if options.note else {}))
+            print(name, json.dumps(found), flush=True)
+
+
+def keep(name: str, found: dict[str, Any]) -> None:
+    """Writes a case beside those that were measured before, each with the command, the machine and the date of its own
+    measurement."""
+    file = FOLDER / "full_size.json"
+    before = read_json(file)["values"]["cases"] if file.is_file() else {}
+    measured = {"command": command(), "machine": machine(), "date": today()}
+    save("full_size", {"cases": before | {name: measured | found}}, [0])
 
 
 def run(name: str, folder: Path, steps: int) -> dict[str, Any]:
-    """One case: what `fit` logged of its last updates, or the end of what it said when it failed."""
+    """One case: what `fit` logged of its last updates, or the end of what was said when something failed."""
     case, output = CASES[name], folder / "fit" / name.replace(" ", "_")
-    teacher = folder / case["family"]
+    output.mkdir(parents=True, exist_ok=True)
+    facts = {"recipe": case["recipe"], "batch_size": case["batch"], "pixels": case["pixels"]}
+    try:
+        (output / "log").write_text(fit(case, folder, output, steps))
+    except subprocess.CalledProcessError as error:
+        (output / "log").write_text(error.stdout)
+        return facts | {"failed": (error.stdout.strip().splitlines() or [f"exit code {error.returncode}"])[-1]}
+    return facts | logged(next(output.rglob("metrics.csv")), case["batch"])
+
+
+def fit(case: dict[str, Any], folder: Path, output: Path, steps: int) -> str:
+    """Makes the case's data and runs `distill fit`; returns what it said.
+
+    Raises:
+        CalledProcessError: either fails.
+    """
     settings = {
         "config": ROOT / "recipes" / case["recipe"],
         **case["settings"](folder, case),
-        "model.teacher": teacher,
+        "model.teacher": folder / case["family"],
         "data.batch_size": case["batch"],
         "trainer.devices": 1,
         "trainer.strategy": "auto",
@@ -79,16 +108,20 @@ def run(name: str, folder: Path, steps: int) -> dict[str, Any]:
         "samples.every": 0,
         "checkpoint.save_last": "false",
     }
-    command = [sys.executable, "-m", "distill", "fit"]
-    command += [part for key, value in settings.items() for part in (f"--{key}", str(value))]
+    return said_by("fit", *(part for key, value in settings.items() for part in (f"--{key}", str(value))))
+
+
+def said_by(*arguments: str) -> str:
+    """Runs a command of this package, which may name classes of this file; returns what it said.
+
+    Raises:
+        CalledProcessError: it fails.
+    """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-    (output / "log").parent.mkdir(parents=True, exist_ok=True)
-    (output / "log").write_text(ended.stdout)
-    facts = {"recipe": case["recipe"], "batch_size": case["batch"], "pixels": case["pixels"]}
-    if ended.returncode:
-        return facts | {"failed": ended.stdout.strip().splitlines()[-1]}
-    return facts | logged(next(output.rglob("metrics.csv")), case["batch"])
+    typed, everything = [sys.executable, "-m", "distill", *arguments], subprocess.STDOUT
+    return subprocess.run(
+        typed, check=True, stdout=subprocess.PIPE, stderr=everything, text=True, env=environment
+    ).stdout
 
 
 def logged(file: Path, batch: int) -> dict[str, Any]:
@@ -300,22 +333,9 @@ def latents(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
     """LADD's: latents the teacher makes, in few steps."""
     prompts, output = folder / "prompts.txt", folder / "latents"
     prompts.write_text("\n".join(shapes.captions(seed=0, indices=range(64))))
-    size = str(case["pixels"])
-    command = [sys.executable, "-m", "distill", "generate", "latents", "--teacher", str(folder / case["family"])]
-    command += [
-        "--output",
-        str(output),
-        "--count",
-        "64",
-        "--steps",
-        "2",
-        "--guidance",
-        "5.0",
-        "--prompts",
-        str(prompts),
-    ]
-    command += ["--height", size, "--width", size, "--dtype", "bfloat16", "--batch_size", "16"]
-    subprocess.run(command, check=True)
+    made = ["--teacher", str(folder / case["family"]), "--output", str(output), "--prompts", str(prompts)]
+    made += ["--count", "64", "--steps", "2", "--guidance", "5.0", "--batch_size", "16", "--dtype", "bfloat16"]
+    said_by("generate", "latents", *made, "--height", str(case["pixels"]), "--width", str(case["pixels"]))
     return {"data.folder": output, "data.workers": 0}
 
 
@@ -326,10 +346,8 @@ def pairs(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
     prompts, output, weights = folder / "prompts.txt", folder / "pairs", folder / "latent-lpips.pt"
     prompts.write_text("\n".join(shapes.captions(seed=0, indices=range(64))))
     torch.save(LatentLPIPS(4).state_dict(), weights)
-    command = [sys.executable, "-m", "distill", "generate", "pairs", "--teacher", str(folder / case["family"])]
-    command += ["--output", str(output), "--count", "64", "--steps", "2", "--prompts", str(prompts)]
-    command += ["--dtype", "bfloat16", "--batch_size", "16"]
-    subprocess.run(command, check=True)
+    made = ["--teacher", str(folder / case["family"]), "--output", str(output), "--prompts", str(prompts)]
+    said_by("generate", "pairs", *made, "--count", "64", "--steps", "2", "--batch_size", "16", "--dtype", "bfloat16")
     strategies = json.dumps(replaced(case["recipe"], {"weights": str(weights)}))
     return {"model.strategies": strategies, "model.student_init": "teacher", "data.folder": output, "data.workers": 0}
 

@@ -1,4 +1,4 @@
-"""Writes docs/results.md from the files in benchmarks/results; nothing in it is typed by hand."""
+"""Writes docs/results.md from the files in benchmarks/results."""
 
 from __future__ import annotations
 

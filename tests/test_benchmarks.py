@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from distill.cli import main
+from distill.files import read_json
 from tests.runs import ROOT, checkpoint, fit_arguments
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -167,3 +168,22 @@ def test_recipes_at_paper_size_are_measured(
     found = full_size.run(name, tmp_path, steps=4)
     assert "failed" not in found and found["images_per_second"] > 0 and found["peak_memory_GiB"] > 0
     assert found["last_values"]
+
+
+def test_a_case_at_paper_size_that_fails_is_kept_beside_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sd3_folder: Path
+) -> None:
+    import full_size
+    import results
+
+    for module in (full_size, results):
+        monkeypatch.setattr(module, "FOLDER", tmp_path)
+    full_size.keep("before", {"images_per_second": 1.0})
+    name = "LADD, SD3 Medium"
+    (tmp_path / "sd3").symlink_to(sd3_folder)
+    monkeypatch.setitem(full_size.CASES, name, full_size.CASES[name] | {"pixels": 13})
+    monkeypatch.setattr(sys, "argv", ["full_size.py", "--cases", name, "--folder", str(tmp_path), "--note", "alone"])
+    full_size.main()
+    kept = read_json(tmp_path / "full_size.json")["values"]["cases"]
+    assert kept["before"]["images_per_second"] == 1.0 and kept["before"]["machine"]["cores"]
+    assert "13" in kept[name]["failed"] and kept[name]["note"] == "alone"
