@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import resource
 import sys
 import time
@@ -12,12 +13,15 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.model_summary import get_human_readable_count
+from torch import nn
 from torchmetrics import Metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from distill.data import shapes
 from distill.evaluation.metrics import Alignment, ClipScore, FidShapes, inception_fid
 from distill.files import remove, take_place
+from distill.frozen import Frozen
 from distill.inference import Painter, grid, save_png
 from distill.training.module import DistillModule
 
@@ -104,6 +108,7 @@ class Evaluation(L.Callback):
         clip: str | None = None,
     ):
         self.steps, self.seed, self.inception, self.clip = steps, seed, inception, clip
+        self.opened: dict[str, Metric] = {}  # once in a run, and never updated
 
     def on_validation_epoch_start(self, trainer: L.Trainer, module: Any) -> None:
         self.painters = painters(module, self.steps or module.inputs.counts((1, 4)))
@@ -115,7 +120,8 @@ class Evaluation(L.Callback):
     ) -> None:
         real, prompts = batch["pixels"] / 2 + 0.5, batch["prompts"]
         if not self.metrics:
-            self.metrics = {n: self._metrics("attributes" in batch, module.device) for n in self.painters}
+            self.opened = self.opened or self._open("attributes" in batch)
+            self.metrics = {n: _copies(self.opened, module.device) for n in self.painters}
         first = self.seen + trainer.global_rank * len(prompts)
         self.seen += trainer.world_size * len(prompts)
         for n, metrics in self.metrics.items():
@@ -127,20 +133,19 @@ class Evaluation(L.Callback):
                 else:
                     metric.update(images, prompts)
 
-    def _metrics(self, drawn: bool, device: torch.device) -> dict[str, Metric]:
-        found: dict[str, Metric] = {}
+    def _open(self, drawn: bool) -> dict[str, Metric]:
         if drawn:
-            found = {"fid_shapes": FidShapes(), "alignment": Alignment()}
-        else:
-            found = {"fid_inception": inception_fid(self.inception)}
-            if self.clip:
-                found["clip_score"] = ClipScore(*self.clip.split(":", 1))
-        return {name: metric.to(device) for name, metric in found.items()}
+            return {"fid_shapes": FidShapes(), "alignment": Alignment()}
+        found = {"fid_inception": inception_fid(self.inception)}
+        return found | ({"clip_score": ClipScore(*self.clip.split(":", 1))} if self.clip else {})
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
         for n, metrics in self.metrics.items():
             values = {f"{name}/steps_{n}": metric.compute().float() for name, metric in metrics.items()}
             module.log_dict(values, sync_dist=False)
+        self.metrics = {}
+        for metric in self.opened.values():  # training has the accelerator's memory to itself
+            metric.cpu()
 
     def on_test_epoch_start(self, trainer: L.Trainer, module: Any) -> None:
         self.on_validation_epoch_start(trainer, module)
@@ -233,6 +238,28 @@ class RunMonitor(L.Callback):
             module.log(f"{name}/learning_rate", optimizer.param_groups[0]["lr"])
 
 
+class Networks(L.Callback):
+    """Says once what is trained and what is borrowed, in place of Lightning's summary, which sees no frozen network."""
+
+    def on_fit_start(self, trainer: L.Trainer, module: Any) -> None:
+        if trainer.is_global_zero and isinstance(module, DistillModule):
+            print("\n".join(f"{name:<36}{size:>8}  {role}" for name, size, role in self.lines(module)), flush=True)
+
+    def lines(self, module: DistillModule) -> list[tuple[str, str, str]]:
+        """Name, number of parameters and role of each network."""
+        found: list[tuple[str, Any, str]] = [("student", module.student, "trained")]
+        for strategy in module.strategies:
+            if strategy.has_critic:
+                found.append((f"critic of {type(strategy).__name__}", strategy, "trained"))
+        for name, average in (("ema", module.ema), ("target", module.target)):
+            if average is not None:
+                found.append((name, average, "moving average of the student"))
+        for name, part in module.named_modules():
+            if isinstance(part, Frozen):
+                found.append((name.rpartition(".")[2], part.network, "frozen"))
+        return [(name, get_human_readable_count(_size(network)), role) for name, network, role in found]
+
+
 class UpdatesBar(RichProgressBar):
     """Lightning's bar with the student's updates on it, by which runs end; lines where no terminal shows a bar.
 
@@ -274,6 +301,19 @@ class UpdatesBar(RichProgressBar):
         if self.trainer.max_epochs == -1:  # Lightning counts to one less, and shows a -2
             return f"Epoch {current_epoch}"
         return super()._get_train_description(current_epoch)
+
+
+def _size(network: nn.Module) -> int:
+    return sum(weight.numel() for weight in network.parameters())
+
+
+def _copies(metrics: dict[str, Metric], device: torch.device) -> dict[str, Metric]:
+    """Metrics with states of their own, and the same networks."""
+    found = {}
+    for name, metric in metrics.items():
+        networks = {id(network): network for network in metric.to(device).children()}
+        found[name] = copy.deepcopy(metric, networks)
+    return found
 
 
 def peak_memory() -> int:

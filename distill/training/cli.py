@@ -22,7 +22,7 @@ import distill.tiny.text
 import distill.tiny.vision  # noqa: F401  (imported so that recipes can use short class names)
 from distill.errors import ConfigError
 from distill.training import parallel
-from distill.training.callbacks import Checkpoint, Evaluation, RunMonitor, SampleGrid, UpdatesBar
+from distill.training.callbacks import Checkpoint, Evaluation, Networks, RunMonitor, SampleGrid, UpdatesBar
 from distill.training.cost import TrainingCost
 from distill.training.module import DistillModule
 
@@ -65,7 +65,7 @@ class DistillCLI(LightningCLI):
             save_config_callback=SaveRecipe,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},
-            trainer_defaults={"use_distributed_sampler": False},
+            trainer_defaults={"use_distributed_sampler": False, "enable_model_summary": False},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             parser_class=RecipeParser,
@@ -116,6 +116,7 @@ class DistillCLI(LightningCLI):
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [UpdatesBar() if type(callback) is RichProgressBar else callback for callback in callbacks]
         callbacks.insert(0, TrainingCost())
+        callbacks.append(Networks())
         return trainer
 
     def before_fit(self) -> None:
@@ -123,6 +124,16 @@ class DistillCLI(LightningCLI):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, SampleGrid) and isinstance(self.model, DistillModule):
                 callback.check(self.model)
+
+    def after_fit(self) -> None:
+        """Says where the student is, and what to do with it."""
+        path = getattr(self.trainer.checkpoint_callback, "last_model_path", "")
+        if self.trainer.is_global_zero and path:
+            print(
+                f"{self.trainer.global_step} updates are in {path}\n"
+                f"As a pipeline: distill export --checkpoint {path} --output FOLDER\n"
+                "More updates: the same command with --ckpt_path last and a larger --trainer.max_steps"
+            )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What every run shows and keeps, each a section of the recipe beside `model`, `data` and `trainer`."""
