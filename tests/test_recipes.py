@@ -165,6 +165,15 @@ def test_the_long_recipe_of_add_runs_two_steps_as_it_is(tmp_path: Path) -> None:
     assert {"1", "2", "4"} <= {*load_student(tmp_path / "checkpoints" / "last.ckpt").calls}
 
 
+def test_the_long_recipe_of_consistency_runs_two_steps_as_it_is(tmp_path: Path) -> None:
+    """Asked at its 12 levels, painted at 1, 2 and 4 of them."""
+    kept = {"data__workers": None, "model__teacher_dtype": None, "trainer__precision": None}
+    main(fit_arguments("tiny_consistency_long.yaml", Path("tiny-sd3"), None, tmp_path, **kept))
+    values = logged(tmp_path)["student/ConsistencyDistillation"]
+    assert len(values) == 2 and all(0 < value < 1e4 for value in values)
+    assert {"1", "2", "4"} <= {*load_student(tmp_path / "checkpoints" / "last.ckpt").calls}
+
+
 def test_the_long_recipe_of_ladd_runs_two_steps_as_it_is(tmp_path: Path) -> None:
     """On few latents of the shipped teacher, in its own precision; the critic pulls half as hard as the other term."""
     made = {"data__generation__count": 32, "data__generation__steps": 2, "data__folder": tmp_path / "latents"}
