@@ -280,12 +280,13 @@ class UpdatesBar(RichProgressBar):
     @property
     def total_train_batches(self) -> int | float:
         """Of this epoch or until the last update. Lightning counts from where a run goes on, and updates as batches."""
-        trainer = self.trainer
-        module: Any = trainer.lightning_module
+        trainer, module = self.trainer, self.trainer.lightning_module
         if trainer.max_steps < 0:
             return trainer.num_training_batches
         loop = trainer.fit_loop
-        left = (trainer.max_steps - trainer.global_step) * module.batches - module.begun(loop.total_batch_idx + 1)
+        left = trainer.max_steps - trainer.global_step
+        if isinstance(module, DistillModule):  # any other makes an update of each batch
+            left = left * module.batches - module.begun(loop.total_batch_idx + 1)
         return min(trainer.num_training_batches, loop.epoch_loop.batch_progress.current.ready + left)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *rest: Any) -> None:

@@ -8,6 +8,7 @@ import resource
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import lightning as L
 import pytest
@@ -21,6 +22,7 @@ from distill.cli import main
 from distill.data.loading import GlobalBatchSampler, ResumableLoader
 from distill.training.callbacks import Checkpoint, RunMonitor, UpdatesBar
 from distill.training.cli import SaveRecipe
+from distill.training.module import DistillModule
 from tests.runs import fit_arguments
 
 
@@ -64,11 +66,6 @@ class Numbers:
 
 class Reader(L.LightningModule):
     """Learns nothing of note and remembers what it was given, when, and after which steps it was validated."""
-
-    batches = 1
-
-    def begun(self, number: int) -> int:
-        return 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -209,7 +206,7 @@ def test_the_bar_counts_batches_where_an_update_has_several(gone: int) -> None:
     """Ten updates of four batches, in an epoch of a thousand."""
     progress = SimpleNamespace(current=SimpleNamespace(ready=gone))
     loop = SimpleNamespace(total_batch_idx=gone - 1, epoch_loop=SimpleNamespace(batch_progress=progress))
-    module = SimpleNamespace(batches=4, begun=lambda number: number % 4)
+    module = Mock(spec=DistillModule, batches=4, begun=lambda number: number % 4)
     bar = UpdatesBar()
     bar._trainer = SimpleNamespace(  # type: ignore[assignment]
         max_steps=10, global_step=gone // 4, num_training_batches=1000, fit_loop=loop, lightning_module=module
