@@ -126,14 +126,14 @@ class DistillCLI(LightningCLI):
                 callback.check(self.model)
 
     def after_fit(self) -> None:
-        """Says where the student is, and what to do with it."""
+        """Says where what was learnt is, and what to do with it."""
         path = getattr(self.trainer.checkpoint_callback, "last_model_path", "")
-        if self.trainer.is_global_zero and path:
-            print(
-                f"{self.trainer.global_step} updates are in {path}\n"
-                f"As a pipeline: distill export --checkpoint {path} --output FOLDER\n"
-                "More updates: the same command with --ckpt_path last and a larger --trainer.max_steps"
-            )
+        if not (self.trainer.is_global_zero and path):
+            return
+        print(f"{self.trainer.global_step} updates are in {path}")
+        if isinstance(self.model, DistillModule):
+            print(f"As a pipeline: distill export --checkpoint {path} --output FOLDER")
+        print("More updates: the same command with --ckpt_path last and a larger --trainer.max_steps")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What every run shows and keeps, each a section of the recipe beside `model`, `data` and `trainer`."""

@@ -32,11 +32,18 @@ SHRUNK = ["--trainer.max_steps", "2", "--data.batch_size", "8", "--trainer.accel
     ],
 )
 def test_parts_are_trained_and_written(
-    recipe: str, output: str, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: str,
+    output: str,
+    options: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     main(["fit", "--config", str(ROOT / "recipes" / "assets" / f"{recipe}.yaml"), *SHRUNK, *options])
     assert (tmp_path / "build" / "assets" / output).stat().st_size > 0
+    said = capsys.readouterr().out
+    assert "2 updates are in" in said and "distill export" not in said, "there is no student"
 
 
 def test_the_tiny_sd3_teacher_is_trained_in_two_stages(
