@@ -510,6 +510,7 @@ def quiet() -> None:
         ".*predict returned None.*",
         ".*not supported by the model summary.*",
         ".*no last checkpoint available.*",
+        ".*is smaller than the logging interval.*",  # it counts the batches of an epoch; ours are many short ones
     )
     for message in advice:
         warnings.filterwarnings("ignore", message=message)

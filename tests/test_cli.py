@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from distill.cli import COMMANDS, HELP, main
+from distill.training import parallel
 from tests.runs import ROOT, checkpoint, fit_arguments, logged, mistake
 
 
@@ -62,6 +64,31 @@ def test_mistakes_in_a_recipe(
     error = mistake(capsys, fit_arguments("ladd_sd3.yaml", sd3_folder, sd3_latents, tmp_path, **options))
     assert all(word in error for word in words), error
     assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("lacks", "insists", "computes"),
+    [(True, None, "32-true"), (True, "bf16-mixed", "bf16-mixed"), (False, None, "bf16-mixed")],
+)
+def test_a_recipe_s_bfloat16_is_for_machines_that_have_it(
+    lacks: bool,
+    insists: str | None,
+    computes: str,
+    sd3_folder: Path,
+    sd3_latents: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(parallel, "lacks_bfloat16", lambda accelerator: lacks)
+    main(
+        fit_arguments(
+            "tiny_ladd.yaml", sd3_folder, sd3_latents, tmp_path, trainer__precision=insists, trainer__max_steps=1
+        )
+    )
+    said = capsys.readouterr().out.count("no instructions for bfloat16")
+    recipe = OmegaConf.load(next(tmp_path.rglob("config.yaml")))
+    assert (recipe.trainer.precision, said) == (computes, computes == "32-true")
 
 
 def test_teacher_that_is_no_pipeline(sd3_latents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from jsonargparse import namespace_to_dict, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_only
 
 import distill.data.images
 import distill.data.latents
@@ -56,6 +57,7 @@ class DistillCLI(LightningCLI):
     """`fit`, `validate` and `test` from YAML with dotted overrides and `${}` interpolation that sees them."""
 
     def __init__(self, args: list[str]):
+        self.insists = any(arg.startswith("--trainer.precision") for arg in args)
         super().__init__(
             L.LightningModule,
             L.LightningDataModule,
@@ -76,7 +78,9 @@ class DistillCLI(LightningCLI):
         """Nothing: our checkpoints hold no hyperparameters, for which Lightning would read the whole file."""
 
     def before_instantiate_classes(self) -> None:
-        """Refuses by name what Lightning would refuse, or quietly replace, for reasons of its own on this machine."""
+        """Refuses by name what Lightning would refuse, or quietly replace, for reasons of its own on this machine, and
+        leaves a recipe's bfloat16 to machines that have it.
+        """
         trainer = self.config[self.subcommand].trainer
         strategy = getattr(trainer.strategy, "class_path", trainer.strategy)
         parallel.check_names(str(strategy), str(trainer.precision))
@@ -99,6 +103,12 @@ class DistillCLI(LightningCLI):
             checkpoint = Path(folder) / "last.ckpt"
         if checkpoint not in (None, "last") and Path(checkpoint).exists():
             parallel.check_checkpoint(Path(checkpoint), str(strategy), training=self.subcommand == "fit")
+        if trainer.precision == "bf16-mixed" and not self.insists and parallel.lacks_bfloat16(str(trainer.accelerator)):
+            trainer.precision = "32-true"
+            rank_zero_only(print)(
+                "This CPU has no instructions for bfloat16, so the run computes in float32, many times faster here, "
+                "where the recipe says bf16-mixed. --trainer.precision bf16-mixed insists."
+            )
 
     def instantiate_classes(self) -> None:
         """As LightningCLI, but says only what the constructor that refused its arguments said."""

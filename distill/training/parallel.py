@@ -74,6 +74,15 @@ def check_names(strategy: str, precision: str) -> None:
         )
 
 
+def lacks_bfloat16(accelerator: str) -> bool:
+    """Whether a run would compute on a CPU without instructions for bfloat16, where PyTorch emulates it: a step of
+    tiny_ladd.yaml in bf16-mixed takes more than ten times as long as in float32.
+    """
+    if accelerator not in {"cpu", "auto"} or (accelerator == "auto" and torch.accelerator.is_available()):
+        return False
+    return not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def check_checkpoint(path: Path, strategy: str, training: bool) -> None:
     """Refuses what Lightning cannot load under a strategy: a sharded checkpoint, which is a folder, without FSDP2; and,
     to train on, the optimizers of a run without FSDP2 with it.

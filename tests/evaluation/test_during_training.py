@@ -54,6 +54,7 @@ def test_students_of_drawn_images_are_measured_as_evaluate_does(
 ) -> None:
     options: dict[str, Any] = {
         "data": '{"class_path": "ShapesData", "init_args": {"batch_size": 8, "reference": 16}}',
+        "data__height": 32, "data__width": 32,  # the recipe's are 512
         "trainer__limit_val_batches": 1.0, "trainer__val_check_interval": 2, "data__workers": None,
         "evaluation__steps": "[1]", "data__batch_size": 8,
     }  # fmt: skip

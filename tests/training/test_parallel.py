@@ -55,3 +55,12 @@ def test_ddp_keeps_no_copy_of_the_gradients(tmp_path: Path) -> None:
     whole = torch.nn.Linear(2, 2)
     parallel.average_alone(whole, SingleDeviceStrategy())
     assert not hasattr(whole, "_ddp_params_and_buffers_to_ignore")
+
+
+def test_only_cpus_without_its_instructions_lack_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    for theirs in (False, True):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda theirs=theirs: theirs)
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+        assert [parallel.lacks_bfloat16(name) for name in ("cpu", "auto", "gpu")] == [not theirs, not theirs, False]
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+        assert [parallel.lacks_bfloat16(name) for name in ("cpu", "auto", "gpu")] == [not theirs, False, False]
