@@ -108,10 +108,11 @@ def _run(arguments: list[str], variables: dict[str, str], output: Path) -> None:
     main(arguments)
 
 
-def forked(arguments: list[str], ranks: int = 1) -> None:
-    """Runs `distill` in processes of its own, which must end well."""
+def forked(arguments: list[str], ranks: int = 1) -> str:
+    """Runs `distill` in processes of its own, which must end well; returns what they said."""
     codes, said = Forked(arguments, ranks).wait()
     assert not any(codes), said[-2000:]
+    return said
 
 
 def mistake(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:

@@ -7,12 +7,14 @@ import pickle
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from shutil import copytree
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from distill import backbones
 from distill.cli import main
@@ -25,22 +27,44 @@ from tests.runs import checkpoint, fit_arguments, logged
 STOCK = """
 import json, sys, torch
 from diffusers import DiffusionPipeline
-folder, out, *counts = sys.argv[1:]
-pipe = DiffusionPipeline.from_pretrained(folder, **ABSENT)
-calls = json.load(open(folder + "/distill.json"))["calls"]
-images, levels = [], []
-for steps in counts:
-    for index, prompt in enumerate(["a red ring", "a blue square"]):
-        torch.manual_seed(5 + index)
-        images.append(pipe(prompt, output_type="pt", **calls[steps]).images)
-    levels.append([round(float(s), 4) for s in pipe.scheduler.LEVELS])
-torch.save(torch.cat(images), out)
-assert "distill" not in sys.modules
-print(json.dumps([type(pipe).__name__, levels]))
+for line in sys.stdin:
+    folder, out, absent, levels, counts = json.loads(line)
+    pipe = DiffusionPipeline.from_pretrained(folder, **dict.fromkeys(absent))
+    calls = json.load(open(folder + "/distill.json"))["calls"]
+    images, visited = [], []
+    for steps in counts:
+        for index, prompt in enumerate(["a red ring", "a blue square"]):
+            torch.manual_seed(5 + index)
+            images.append(pipe(prompt, output_type="pt", **calls[str(steps)]).images)
+        visited.append([round(float(s), 4) for s in getattr(pipe.scheduler, levels)])
+    torch.save(torch.cat(images), out)
+    assert "distill" not in sys.modules
+    print(json.dumps([type(pipe).__name__, visited]), flush=True)
 """
-SD3 = STOCK.replace("ABSENT", '{"text_encoder_3": None, "tokenizer_3": None}').replace("LEVELS", "sigmas")
-SD = STOCK.replace("ABSENT", '{"safety_checker": None}').replace("LEVELS", "timesteps")
-SDXL = STOCK.replace("ABSENT", "{}").replace("LEVELS", "timesteps")
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., tuple[str, list[list[float]], Tensor]]]:
+    """A process that has diffusers and not us, and paints what it is asked for: its start takes seconds, once."""
+    folder = tmp_path_factory.mktemp("stock")
+    file, answer, errors = folder / "stock.py", folder / "images.pt", folder / "errors.txt"
+    file.write_text(STOCK)
+    with errors.open("w") as said:
+        process = subprocess.Popen(
+            [sys.executable, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True
+        )
+
+    def paint(student: str, absent: list[str], levels: str, counts: list[int]) -> tuple[str, list[list[float]], Tensor]:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(json.dumps([student, str(answer), absent, levels, counts]) + "\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+        assert line, errors.read_text()[-2000:]
+        return *json.loads(line), torch.load(answer)
+
+    yield paint
+    process.communicate()
+    assert process.returncode == 0, errors.read_text()[-2000:]
 
 
 @pytest.fixture(scope="module")
@@ -107,33 +131,29 @@ def sdxl_run(sdxl_folder: Path, pictures: Path, tmp_path_factory: pytest.TempPat
 FOUR = [999, 749, 499, 249]
 
 
-STUDENTS: dict[str, tuple[str, str, dict[int, list[float]]]] = {
-    "run": (SD3, "StableDiffusion3Pipeline", {1: [1.0, 0.0], 4: [1.0, 0.75, 0.5, 0.25, 0.0]}),
-    "add_run": (SD, "StableDiffusionPipeline", {1: [999], 4: FOUR}),
-    "v_run": (SD, "StableDiffusionPipeline", {1: [999], 4: FOUR}),
-    "diffusion2gan_run": (SD, "StableDiffusionPipeline", {1: [999]}),
-    "consistency_run": (SD, "StableDiffusionPipeline", {4: [999, 759, 499, 259]}),
-    "sdxl_run": (SDXL, "StableDiffusionXLPipeline", {1: [999], 4: [999, 759, 499, 259]}),
+SD = "StableDiffusionPipeline"
+STUDENTS: dict[str, tuple[str, list[str], dict[int, list[float]]]] = {  # what a folder is without, levels by steps
+    "run": ("StableDiffusion3Pipeline", ["text_encoder_3", "tokenizer_3"], {1: [1, 0], 4: [1, 0.75, 0.5, 0.25, 0]}),
+    "add_run": (SD, ["safety_checker"], {1: [999], 4: FOUR}),
+    "v_run": (SD, ["safety_checker"], {1: [999], 4: FOUR}),
+    "diffusion2gan_run": (SD, ["safety_checker"], {1: [999]}),
+    "consistency_run": (SD, ["safety_checker"], {4: [999, 759, 499, 259]}),
+    "sdxl_run": ("StableDiffusionXLPipeline", [], {1: [999], 4: [999, 759, 499, 259]}),
 }
 
 
 @pytest.mark.parametrize("method", STUDENTS)
-def test_stock_diffusers_paints_what_sample_paints(method: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_stock_diffusers_paints_what_sample_paints(
+    method: str, stock: Callable[..., tuple[str, list[list[float]], Tensor]], request: pytest.FixtureRequest
+) -> None:
     from distill.inference import open_painter
 
-    (script, pipeline, levels), student = STUDENTS[method], str(request.getfixturevalue(method) / "student")
-    file, answer = tmp_path / "stock.py", tmp_path / "images.pt"
-    file.write_text(script)
-    stock = subprocess.run(
-        [sys.executable, str(file), student, str(answer), *map(str, levels)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert stock.returncode == 0, stock.stderr[-2000:]
-    name, visited = json.loads(stock.stdout.splitlines()[-1])
+    (pipeline, absent, levels), student = STUDENTS[method], str(request.getfixturevalue(method) / "student")
+    name, visited, theirs = stock(student, absent, "sigmas" if "3" in pipeline else "timesteps", [*levels])
     assert name == pipeline and visited == [*levels.values()], "the sampler visits exactly the trained levels"
     painters = [open_painter(student, steps, device="cpu") for steps in levels]
     ours = torch.cat([painter(["a red ring", "a blue square"], seed=5) for painter in painters])
-    assert (torch.load(answer) - ours).abs().max() <= 1e-3
+    assert (theirs - ours).abs().max() <= 1e-3
 
 
 @pytest.mark.parametrize("method", ["diffusion2gan_run", "v_run"])
