@@ -34,7 +34,7 @@ def machine() -> dict[str, Any]:
     """The processor, the accelerator if there is one, and the versions that matter."""
     return {
         "cpu": _cpu(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),  # bf16-mixed is float32 on some
+        "instructions": torch.backends.cpu.get_cpu_capability(),  # without bfloat16 `fit` computes in float32
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

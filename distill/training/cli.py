@@ -103,7 +103,8 @@ class DistillCLI(LightningCLI):
             checkpoint = Path(folder) / "last.ckpt"
         if checkpoint not in (None, "last") and Path(checkpoint).exists():
             parallel.check_checkpoint(Path(checkpoint), str(strategy), training=self.subcommand == "fit")
-        if trainer.precision == "bf16-mixed" and not self.insists and parallel.lacks_bfloat16(str(trainer.accelerator)):
+        asked, here = trainer.precision in {"bf16-mixed", "bf16"}, str(trainer.accelerator)  # one has two names
+        if asked and not self.insists and parallel.lacks_bfloat16(here):
             trainer.precision = "32-true"
             rank_zero_only(print)(
                 "This CPU has no instructions for bfloat16, so the run computes in float32, many times faster here, "
