@@ -12,8 +12,10 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from distill.collaboration.calibration import numbers
+from distill.collaboration.calls import SIDES, fit, paint
 from distill.collaboration.judges import Judge
-from distill.collaboration.pipeline import SIDES, AdaptivePipeline, check_levels, fit, paint, whole
+from distill.collaboration.pipeline import AdaptivePipeline
+from distill.collaboration.schedules import check_levels, whole
 from distill.data.loading import batches
 from distill.evaluation.distances import Distance
 from distill.files import save_json, written_whole

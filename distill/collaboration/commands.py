@@ -14,8 +14,9 @@ from torch import Tensor
 
 from distill.collaboration.calibrate import MeanScore, Target, generators, seeded
 from distill.collaboration.calibration import Calibration
+from distill.collaboration.calls import at_own_size
 from distill.collaboration.judges import open_judge
-from distill.collaboration.pipeline import KEPT, AdaptivePipeline, Decided, at_own_size
+from distill.collaboration.pipeline import KEPT, AdaptivePipeline, Decided
 from distill.data import shapes
 from distill.data.prompts import read_prompts
 from distill.files import written_whole

@@ -12,8 +12,9 @@ from typing import Any
 
 from distill.collaboration.calibrate import CALIBRATION, calibrate
 from distill.collaboration.calibration import VERSION, Calibration, judge_identity, parts, plain, prompts_hash
+from distill.collaboration.calls import at_own_size
 from distill.collaboration.judges import open_judge
-from distill.collaboration.pipeline import AdaptiveOutput, AdaptivePipeline, at_own_size
+from distill.collaboration.pipeline import AdaptiveOutput, AdaptivePipeline
 from distill.comparison.identity import digest
 from distill.comparison.rows import Adaptive, Comparison, Row, rows_of
 from distill.data import shapes

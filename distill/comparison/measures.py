@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from distill import backbones
+from distill.collaboration.calls import SIDES
 from distill.collaboration.judges import check_judge, open_judge
-from distill.collaboration.pipeline import SIDES
 from distill.comparison.identity import digest, named
 from distill.data import shapes
 from distill.data.loading import batches

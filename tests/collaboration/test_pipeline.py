@@ -11,8 +11,6 @@ from diffusers import (
     AutoPipelineForImage2Image,
     AutoPipelineForInpainting,
     ControlNetModel,
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     StableDiffusionControlNetPipeline,
 )
@@ -20,16 +18,10 @@ from torch import Tensor
 
 from distill import backbones
 from distill.collaboration.calibrate import calibrate, seeded
+from distill.collaboration.calls import same_autoencoder
 from distill.collaboration.judges import NetworkJudge
-from distill.collaboration.pipeline import (
-    KEPT,
-    REFINED,
-    REGENERATED,
-    AdaptivePipeline,
-    cut,
-    noise_variances,
-    same_autoencoder,
-)
+from distill.collaboration.pipeline import KEPT, REFINED, REGENERATED, AdaptivePipeline
+from distill.collaboration.schedules import noise_variances
 from distill.errors import ConfigError
 from distill.inference import Painter
 
@@ -152,40 +144,6 @@ def test_rejected_images_fill_the_teachers_batches(pair: Pair) -> None:
     rejected = sum(decision == REFINED for decision in answer.decisions)
     whole, rest = divmod(rejected, 4)
     assert sizes == [8] * 3 * whole + [2 * rest] * (3 if rest else 0)  # guidance doubles them
-
-
-SCHEDULERS = {
-    "ddim": lambda: DDIMScheduler(beta_schedule="scaled_linear", timestep_spacing="trailing"),
-    "dpm": lambda: DPMSolverMultistepScheduler(beta_schedule="scaled_linear"),
-    "flow": lambda: FlowMatchEulerDiscreteScheduler(shift=3.0),
-    "flow-dpm": lambda: DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction"),
-}
-
-
-@pytest.mark.parametrize("name", SCHEDULERS)
-def test_noise_variances_are_those_of_what_the_scheduler_makes(name: str) -> None:
-    """Measured on noised zeros and ones: the noise's share of the total."""
-    scheduler = SCHEDULERS[name]()
-    told = noise_variances(scheduler, 10)
-    add = scheduler.scale_noise if hasattr(scheduler, "scale_noise") else scheduler.add_noise
-    for index, timestep in enumerate(scheduler.timesteps):
-        one, at = torch.ones(1, 1, 1, 1), timestep[None]
-        noise, data = (
-            float(add(one * 0, at, one) if name == "flow" else add(one * 0, one, at)),
-            float(add(one, at, one * 0) if name == "flow" else add(one, one * 0, at)),
-        )
-        assert told[index] == pytest.approx(noise**2 / (noise**2 + data**2), abs=1e-3)
-    assert told == sorted(told, reverse=True)
-
-
-@pytest.mark.parametrize("name", SCHEDULERS)
-def test_cut_finds_the_nearest_level(name: str) -> None:
-    scheduler = SCHEDULERS[name]()
-    for variance in (0.2, 0.5, 0.8):
-        count = cut(scheduler, 4, variance=variance)
-        assert abs(noise_variances(scheduler, count)[count - 4] - variance) < 0.06
-    assert cut(scheduler, 4, strength=0.4) == 10
-    assert cut(scheduler, 3, strength=0.3) == 10
 
 
 def test_budget_is_kept_by_a_calibration(pair: Pair) -> None:

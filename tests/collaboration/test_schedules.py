@@ -1,4 +1,4 @@
-"""The steps of a teacher that begins with an image, so takes a share of its schedule: N_T are those really taken."""
+"""Schedules of a teacher, also of one that begins with an image: where they are cut, and that N_T are really taken."""
 
 from __future__ import annotations
 
@@ -7,11 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image, ControlNetModel
+from diffusers import (
+    AutoPipelineForImage2Image,
+    AutoPipelineForInpainting,
+    AutoPipelineForText2Image,
+    ControlNetModel,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 
 from distill.collaboration import pipeline as pipelines
 from distill.collaboration.calibrate import calibrate, check_search, search, seeded
-from distill.collaboration.pipeline import AdaptivePipeline, paint, whole
+from distill.collaboration.calls import network_of, paint
+from distill.collaboration.pipeline import AdaptivePipeline
+from distill.collaboration.schedules import cut, noise_variances, whole
 from distill.errors import ConfigError
 from tests.collaboration.test_pipeline import GUIDANCE, PROMPTS, Pair
 
@@ -53,7 +63,7 @@ def test_steps_taken_are_those_asked_for(
     own = (family, kind, strength) in {("sd", "edit", 0.8), ("sdxl", "inpaint", 0.9999), ("sd", "inpaint", 1.0)}
     call = {} if own else {"strength": strength}
     pipe, inputs = formed(request.getfixturevalue(f"{family}_folder"), kind, **call)
-    network, asked = pipelines.network_of(pipe.teacher), []
+    network, asked = network_of(pipe.teacher), []
     network.register_forward_pre_hook(lambda *_: asked.append(1))
     options: dict[str, Any] = {"threshold": 9.0, "mode": "regenerate", "inputs": some(inputs, 2)}
     for steps in (1, 6, 7):
@@ -139,3 +149,37 @@ def test_a_teacher_that_takes_other_steps_is_refused(sd_folder: Path, monkeypatc
     monkeypatch.setattr(pipelines, "whole", lambda pipeline, steps, call: steps + 1)
     with pytest.raises(ConfigError, match="the teacher took 4 steps, not the 3 it was to take"):
         pipe(PROMPTS[:1], threshold=9.0, mode="regenerate", teacher_steps=3)
+
+
+SCHEDULERS = {
+    "ddim": lambda: DDIMScheduler(beta_schedule="scaled_linear", timestep_spacing="trailing"),
+    "dpm": lambda: DPMSolverMultistepScheduler(beta_schedule="scaled_linear"),
+    "flow": lambda: FlowMatchEulerDiscreteScheduler(shift=3.0),
+    "flow-dpm": lambda: DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction"),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_noise_variances_are_those_of_what_the_scheduler_makes(name: str) -> None:
+    """Measured on noised zeros and ones: the noise's share of the total."""
+    scheduler = SCHEDULERS[name]()
+    told = noise_variances(scheduler, 10)
+    add = scheduler.scale_noise if hasattr(scheduler, "scale_noise") else scheduler.add_noise
+    for index, timestep in enumerate(scheduler.timesteps):
+        one, at = torch.ones(1, 1, 1, 1), timestep[None]
+        noise, data = (
+            float(add(one * 0, at, one) if name == "flow" else add(one * 0, one, at)),
+            float(add(one, at, one * 0) if name == "flow" else add(one, one * 0, at)),
+        )
+        assert told[index] == pytest.approx(noise**2 / (noise**2 + data**2), abs=1e-3)
+    assert told == sorted(told, reverse=True)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_cut_finds_the_nearest_level(name: str) -> None:
+    scheduler = SCHEDULERS[name]()
+    for variance in (0.2, 0.5, 0.8):
+        count = cut(scheduler, 4, variance=variance)
+        assert abs(noise_variances(scheduler, count)[count - 4] - variance) < 0.06
+    assert cut(scheduler, 4, strength=0.4) == 10
+    assert cut(scheduler, 3, strength=0.3) == 10
