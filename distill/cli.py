@@ -35,16 +35,17 @@ def main(arguments: list[str] | None = None) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP)
         return
-    from distill.errors import ConfigError
+    from distill.errors import ConfigError, check_recipes, sentence_of
 
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:
         _fail(f"'{command}' is no command; choose one of {', '.join(COMMANDS)}")
     quiet()
     try:
+        check_recipes(rest)
         COMMANDS[command](command, rest)
     except ConfigError as error:
-        _fail(str(error))
+        _fail(sentence_of(error))
     except OSError as error:  # a full disk, a file in a folder's place, damaged weights: the place says what to do
         _fail(" ".join(str(error).split()) or type(error).__name__)
 
@@ -454,12 +455,15 @@ def _compare(command: str, arguments: list[str]) -> None:
 
 def _train(command: str, arguments: list[str]) -> None:
     from lightning.pytorch.utilities.exceptions import SIGTERMException
+    from omegaconf.errors import OmegaConfBaseException
 
-    from distill.errors import ENDED
+    from distill.errors import ENDED, ConfigError
     from distill.training.cli import DistillCLI
 
     try:
         DistillCLI([command, *arguments])
+    except OmegaConfBaseException as error:  # a ${...} that leads nowhere
+        raise ConfigError(str(error)) from error
     except SIGTERMException:  # an exit of code 0 by itself, after which a script would go on with half a student
         again = "; --ckpt_path last goes on from the last checkpoint" if command == "fit" else ""
         print(f"distill: ended by SIGTERM before {command} was through{again}", file=sys.stderr)
@@ -503,6 +507,7 @@ def quiet() -> None:
     advice = (  # on what is meant to be so here
         ".*is deprecated.*",
         ".*many workers.*",
+        ".*This DataLoader will create .* worker processes.*",
         ".*LightningCLI's args parameter.*",
         ".*in eval mode at the start of training.*",
         "(?s).*ModelCheckpoint with manual optimization.*",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from pathlib import Path
 
 ENDED = 143  # the exit code of a process that a SIGTERM ended, as a shell has it
 
@@ -13,6 +14,37 @@ class ConfigError(Exception):
 
     The command line prints the sentence without a traceback and ends with exit code 2.
     """
+
+
+def sentence_of(error: ConfigError) -> str:
+    """What is to be put right. An error of a loader's process comes with its traceback in front of the sentence."""
+    return str(error).rpartition(f"{ConfigError.__module__}.{ConfigError.__name__}: ")[2].strip()
+
+
+def check_recipes(arguments: list[str]) -> None:
+    """Refuses `--config` files that are no YAML mapping, each by its own name; those that are not there are left to the
+    parser.
+
+    Raises:
+        ConfigError: one of these.
+    """
+    import yaml
+
+    given = [value for option, value in zip(arguments, arguments[1:], strict=False) if option == "--config"]
+    given += [argument.removeprefix("--config=") for argument in arguments if argument.startswith("--config=")]
+    for name in given:
+        if not Path(name).is_file():
+            continue
+        try:
+            held = yaml.safe_load(Path(name).read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            mark = getattr(error, "problem_mark", None)
+            place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+            reason = getattr(error, "problem", None) or str(error)
+            raise ConfigError(f"'{name}' is no YAML{place}: {reason}; put that right or give another file") from error
+        if not isinstance(held, dict):
+            what = "is empty" if held is None else "holds no options"
+            raise ConfigError(f"'{name}' {what}; a recipe is a YAML mapping of options to values")
 
 
 def at_least_one(**values: int | None) -> None:
@@ -40,6 +72,11 @@ def parsers_sentence(message: str) -> str:
     if broken := re.match(r"Problems parsing config: (.*)", message):
         place = broken[1].replace('in "<unicode string>", ', "at ")
         return f"what --config names is no YAML: {place}"
+    if other := re.match(r"Subcommand '(\w+)' does not accept option '([\w.]+)'", message):
+        return f"{other[1]} has no option '{other[2]}'; --print_config and --help show those it has"
+    nowhere = re.match(r"Interpolation key .* \(resolved to '\w+\.(.*)'\) full_key: \w+\.(\S+)", message)
+    if nowhere:
+        return f"{nowhere[2]} refers to ${{{nowhere[1]}}}, and the recipe has no such option"
     if strange := re.match(r"unrecognized arguments: (\S+)", message):
         return f"there is no option {strange[1]}; --help shows those there are"
     if absent := re.match(r"No supported (\w+) backend found", message):

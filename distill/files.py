@@ -9,7 +9,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from errno import EISDIR, ENOTDIR
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def take_place(part: Path, path: Path) -> None:
     if part.is_file():
         check_file(path)
     if path.is_dir() and part.exists():  # if nothing was written, `replace` raises and `path` stays
-        old = part.with_name(part.name + ".old")
+        old = aside(part)
         path.rename(old)
         try:
             part.rename(path)
@@ -52,6 +52,20 @@ def take_place(part: Path, path: Path) -> None:
         remove(old)
     else:
         part.replace(path)
+
+
+def aside(part: Path) -> Path:
+    """Where a folder lies while `part` takes its place."""
+    return part.with_name(part.name + ".old")
+
+
+def go_on_taking(part: Path, path: Path) -> None:
+    """Ends a `take_place` of folders that was killed after the old one was moved aside: the new one, whole by then,
+    gets its place. Where none was, nothing happens; any number of processes may ask.
+    """
+    if aside(part).exists() and not path.exists():
+        with suppress(FileNotFoundError):  # another process was first
+            part.rename(path)
 
 
 def check_file(path: str | Path | None) -> None:

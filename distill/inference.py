@@ -16,6 +16,8 @@ from distill.data.loading import batches
 from distill.diffusion.sampling import own_noise
 from distill.errors import ConfigError
 
+SOFTWARE = ("Software", "distill")  # what the PNG files written here say of themselves
+
 
 @dataclass
 class Painter:
@@ -186,22 +188,49 @@ def _names(rows: Sequence[str], height: int) -> Tensor:
 def save_samples(images: Tensor, prompts: list[str], folder: str | Path) -> None:
     """Writes pictures `[N, 3, H, W]` in [0, 1] as 00000.png and so on, with their N prompts in prompts.txt.
 
-    Of an earlier call into the same folder, whose prompts.txt says how many it painted, nothing is left.
+    Of an earlier call into the same folder nothing is left: its pictures are those that say they are this package's.
     """
-    listing = Path(folder) / "prompts.txt"
-    before = len(listing.read_text().splitlines()) if listing.is_file() else 0
     for index, image in enumerate(images):
         save_png(image, Path(folder) / f"{index:05d}.png")
-    for index in range(len(images), before):
-        (Path(folder) / f"{index:05d}.png").unlink(missing_ok=True)
-    listing.write_text("\n".join(prompts) + "\n")
+    remove_samples(folder, first=len(images))
+    save_prompts(prompts, folder)
+
+
+def remove_samples(folder: str | Path, first: int = 0) -> None:
+    """Removes what an earlier call painted into a folder, from picture `first` on; others' pictures stay."""
+    for path in Path(folder).glob("[0-9]" * 5 + ".png"):
+        if int(path.stem) >= first and _painted_here(path):
+            path.unlink()
+
+
+def save_prompts(prompts: list[str], folder: str | Path) -> None:
+    """Writes prompts.txt, a line for each."""
+    from distill.files import written_whole
+
+    with written_whole(Path(folder) / "prompts.txt") as part:
+        part.write_text("".join(" ".join(prompt.split()) + "\n" for prompt in prompts))
 
 
 def save_png(image: Tensor, path: Any) -> None:
     """Writes a picture `[3, H, W]` in [0, 1]."""
-    from torchvision.utils import save_image
+    from PIL.PngImagePlugin import PngInfo
+    from torchvision.transforms.functional import to_pil_image
 
     from distill.files import written_whole
 
+    about = PngInfo()
+    about.add_text(*SOFTWARE)
     with written_whole(path) as part:
-        save_image(image, part, format="png")
+        to_pil_image((255 * image).round().clamp(0, 255).byte()).save(part, format="png", pnginfo=about)
+
+
+def _painted_here(path: Path) -> bool:
+    """Whether `save_png` wrote a file."""
+    from PIL import Image, UnidentifiedImageError
+
+    name, value = SOFTWARE
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get(name) == value
+    except UnidentifiedImageError:
+        return False

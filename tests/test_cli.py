@@ -190,6 +190,21 @@ def test_other_strategies_than_a_run_began_with(
     assert "of a run with model.strategies LatentAdversarial, this recipe has PerceptualRegression; go on" in error
 
 
+def test_another_critic_than_a_run_began_with(
+    sd3_folder: Path, sd3_latents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(fit_arguments("ladd_sd3.yaml", sd3_folder, sd3_latents, tmp_path, trainer__max_steps=1))
+    again = {"trainer__max_steps": 2, "ckpt_path": "last"}
+    wider = '[{"class_path": "LatentAdversarial", "init_args": {"hidden": 48}}]'
+    arguments = fit_arguments("ladd_sd3.yaml", sd3_folder, sd3_latents, tmp_path, model__strategies=wider, **again)
+    assert "the critic of LatentAdversarial has other layers than in the checkpoint; go on" in mistake(
+        capsys, arguments
+    )
+    arguments = fit_arguments("ladd_sd3.yaml", sd3_folder, sd3_latents, tmp_path, **again)
+    with pytest.warns(UserWarning, match="LatentAdversarial goes on with other loss than in the checkpoint"):
+        main([*arguments, "--model.strategies.loss", "Logistic"])
+
+
 def test_what_a_parser_found_wrong_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     """Not the types it tried."""
     for arguments, sentence in (
@@ -233,7 +248,33 @@ def test_what_a_parser_found_wrong_is_one_sentence(capsys: pytest.CaptureFixture
         (fit_recipe("--data.batch_size", "many"), "error: batch_size is int, and 'many' is none"),
         (["fit"], "nothing says what data, model is; a recipe does, such as --config recipes/tiny_ladd.yaml"),
         (["fit", "--config", "recipes/nope.yaml"], "recipes/nope.yaml'; --config is the path of a YAML file"),
-        (["fit", "--config", str(ROOT / "Makefile")], "error: what --config names is no YAML: "),
+        (["fit", "--config", str(ROOT / "Makefile")], "Makefile' is no YAML at line "),
+        (["fit", f"--config={ROOT / 'Makefile'}"], "Makefile' is no YAML at line "),
+        (
+            ["fit", "--config", str(ROOT / "distill" / "data" / "__init__.py")],
+            "is empty; a recipe is a YAML mapping",
+        ),
+        (fit_recipe("--data.batch_size", "-4"), "must be a positive multiple of their number, 1; got -4"),
+        (fit_recipe("--monitor.every", "-1"), "monitor.every is 1 or more, or 0 for none; got -1"),
+        (fit_recipe("--samples.every", "-1"), "samples.every is 1 or more, or 0 for none; got -1"),
+        (fit_recipe("--samples.scale", "0"), "scale=0 is too few; give 1 or more"),
+        (fit_recipe("--model.student_clip", "-1"), "a positive length, or null for none; got model.student_clip=-1.0"),
+        (
+            fit_recipe("--model.inputs.warmup_steps", "5"),
+            "inputs.warmup=None and model.inputs.warmup_steps=5",
+        ),
+        (
+            ["generate", "latents", "--teacher", "tiny-sd", "--output", "out", "--height", "-32"],
+            "height=-32 is too few; give 1 or more",
+        ),
+        (
+            ["generate", "latents", "--teacher", "tiny-sd", "--output", "out", "--height", "34"],
+            "takes pictures whose height and width are positive multiples of 4 pixels; got 34",
+        ),
+        (
+            ["generate", "latents", "--teacher", "tiny-sd", "--output", "out", "--solver", "Nope"],
+            "diffusers has no scheduler 'Nope'",
+        ),
         (fit_recipe("--trainer.accelerator", "mps"), "MPS"),
         (["evaluate", "--pipeline", "tiny-sd", "--samples", "1"], "needs 2 images or more; got --samples 1"),
         (["export", "--checkpoint", str(ROOT), "--output", "out"], "is a folder and no checkpoint"),
@@ -283,6 +324,14 @@ def test_what_a_parser_found_wrong_is_one_sentence(capsys: pytest.CaptureFixture
         said = capsys.readouterr().err
         assert stopped.value.code == 2 and sentence in said
         assert not any(word in said for word in ("Union", "Namespace", "<class")) and len(said.splitlines()) == 1, said
+    assert not Path("out").exists()
+
+
+def test_an_interpolation_that_leads_nowhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = (ROOT / "recipes" / "tiny_ladd.yaml").read_text().replace("${trainer.max_steps}", "${trainer.maxsteps}")
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    error = mistake(capsys, ["fit", "--config", str(tmp_path / "recipe.yaml")])
+    assert "total_iters refers to ${trainer.maxsteps}, and the recipe has no such option" in error
 
 
 def test_grids_that_cannot_be_are_refused_before_data_is_made(

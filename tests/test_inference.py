@@ -73,6 +73,30 @@ def test_samples_take_the_place_of_an_earlier_calls_and_of_nothing_else(tmp_path
     assert (tmp_path / "prompts.txt").read_text() == PROMPTS[0] + "\n"
 
 
+def test_a_prompt_is_one_line_of_the_listing(tmp_path: Path) -> None:
+    save_samples(torch.rand(2, 3, 4, 4), ["a red\u2028ring\non sand", "b"], tmp_path)
+    assert (tmp_path / "prompts.txt").read_text().splitlines() == ["a red ring on sand", "b"]
+
+
+def test_anothers_pictures_and_listing_are_no_earlier_call(tmp_path: Path) -> None:
+    from torchvision.utils import save_image
+
+    own = [tmp_path / f"{index:05d}.png" for index in (1, 2)]
+    for path in own:
+        save_image(torch.rand(3, 4, 4), path)
+    (tmp_path / "prompts.txt").write_text("a\nb\nc\n")
+    save_samples(torch.rand(1, 3, 4, 4), PROMPTS[:1], tmp_path)
+    assert all(path.is_file() for path in own)
+
+
+def test_a_written_picture_is_rounded(tmp_path: Path) -> None:
+    from torchvision.io import decode_image
+
+    image = torch.rand(3, 4, 4)
+    save_samples(image[None], PROMPTS[:1], tmp_path)
+    assert torch.equal(decode_image(str(tmp_path / "00000.png")), (255 * image).round().byte())
+
+
 def test_devices_that_are_not_there_get_a_sentence() -> None:
     with pytest.raises(ConfigError, match="there is no device 'gpu' .*choose auto, cpu, cuda"):
         pick_device("gpu")

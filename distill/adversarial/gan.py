@@ -99,10 +99,12 @@ class R1:
         every: the penalty is computed at every n-th step and weighted n times (lazy R1, arXiv 1912.04958 section 4).
 
     Raises:
-        ValueError: an interval below 1.
+        ValueError: a negative weight, or an interval below 1.
     """
 
     def __init__(self, weight: float, every: int = 1):
+        if weight < 0:
+            raise ValueError(f"the weight of R1 is 0 or more; got {weight}")
         if every < 1:
             raise ValueError(f"R1 is computed every 1 or more steps; got every={every}")
         self.weight, self.every = weight, every
@@ -131,4 +133,6 @@ class ApproximateR1(R1):
 
     def __init__(self, weight: float = 100.0, sigma: float = 0.01, every: int = 1):
         super().__init__(weight, every)
+        if sigma <= 0:
+            raise ValueError(f"approximate R1 needs a perturbation of sigma > 0; got {sigma}")
         self.sigma = sigma

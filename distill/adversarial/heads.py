@@ -61,7 +61,7 @@ class ProjectedHead(nn.Module):
         super().__init__()
         norms: dict[str, Callable[[int], nn.Module]] = {
             "local_batch": BatchNormLocal,
-            "group": lambda channels: nn.GroupNorm(8, channels),
+            "group": lambda channels: nn.GroupNorm(math.gcd(8, channels), channels),
         }
         if norm not in norms:
             raise ConfigError(f"head norm '{norm}' is unknown; choose one of {', '.join(norms)}")

@@ -81,4 +81,5 @@ def _pipeline_class(path: str) -> str:
         return DiffusionPipeline.load_config(path)["_class_name"]
     except OSError as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"the pipeline '{path}' cannot be read ({reason}); {where}") from error
+        here = "" if Path(path).exists() else f"there is no folder '{path}' here, and "
+        raise ConfigError(f"{here}the pipeline '{path}' cannot be read ({reason}); {where}") from error

@@ -204,10 +204,28 @@ class Backbone:
         return _digest(folder, json.dumps(config, sort_keys=True).encode())
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
-        """`(C, h, w)` of the latents of a picture in pixels; of the pipeline's own size if none is given."""
-        denoiser, factor = self.config(), self.factor
-        size = denoiser["sample_size"]
-        return denoiser["in_channels"], (height // factor if height else size), (width // factor if width else size)
+        """`(C, h, w)` of the latents of a picture in pixels; of the pipeline's own size if none is given.
+
+        Raises:
+            ConfigError: as `check_size`.
+        """
+        self.check_size(height, width)
+        denoiser = self.config()
+        own = denoiser["sample_size"]
+        return denoiser["in_channels"], *(own if side is None else side // self.factor for side in (height, width))
+
+    def check_size(self, height: int | None, width: int | None) -> None:
+        """Refuses pictures that are no whole number of latents high and wide; None is the pipeline's own side.
+
+        Raises:
+            ConfigError: one of these.
+        """
+        sides = [side for side in (height, width) if side is not None]
+        if any(side < 1 or side % self.factor for side in sides):
+            raise ConfigError(
+                f"'{self.path}' takes pictures whose height and width are positive multiples of {self.factor} pixels; "
+                f"got {' x '.join(map(str, sides))}"
+            )
 
     @cached_property
     def factor(self) -> int:
@@ -235,9 +253,16 @@ class Backbone:
             save_json(calls, part / CALL_FILE)
 
 
+def same_network(one: str | None, other: str | None) -> bool:
+    """Whether two fingerprints are of the same network, whatever its folders are called."""
+    if one is None or other is None or ("@" in one) != ("@" in other):
+        return one == other
+    return one.split("@")[-1] == other.split("@")[-1]
+
+
 def _digest(folder: Path, config: bytes) -> str:
-    """Of a network's configuration and the weights in its folder."""
+    """Of a network's configuration and the weights in its folder, which diffusers reads as safetensors if it can."""
     digest = hashlib.sha256(config)
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")):
         digest.update(pieces(file))
     return digest.hexdigest()[:12]

@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -237,6 +236,8 @@ class Pictures:
 
     def keep(self, index: int, image: Tensor) -> None:
         """`[3, H, W]` in [0, 1]."""
+        from diffusers import DiffusionPipeline
+
         if self.output_type == "pil":
             array = image[None].nan_to_num().permute(0, 2, 3, 1).numpy()
             (self.pictures[index],) = DiffusionPipeline.numpy_to_pil(array)

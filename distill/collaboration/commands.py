@@ -20,7 +20,15 @@ from distill.collaboration.pipeline import KEPT, AdaptivePipeline, Decided
 from distill.data import shapes
 from distill.data.prompts import read_prompts
 from distill.files import written_whole
-from distill.inference import grid, open_painter, open_student_painter, pick_device, save_png
+from distill.inference import (
+    grid,
+    open_painter,
+    open_student_painter,
+    pick_device,
+    remove_samples,
+    save_png,
+    save_prompts,
+)
 
 
 def open_pair(
@@ -129,12 +137,10 @@ def collaborate(
 
 def _written(stream: Any, prompts: list[str], folder: Path, compare: int) -> tuple[list[Decided], list[Tensor]]:
     """Writes what comes; what was decided without the images, and the first images."""
-    listing = folder / "prompts.txt"
-    before = len(listing.read_text().splitlines()) if listing.is_file() else 0
-    for name in (*(f"{index:05d}.png" for index in range(before)), "decisions.csv", "grid.png"):
+    remove_samples(folder)
+    for name in ("decisions.csv", "grid.png"):
         (folder / name).unlink(missing_ok=True)
-    with written_whole(listing) as part:  # before the pictures, so that a call that comes after finds them all
-        part.write_text("\n".join(prompts) + "\n")
+    save_prompts(prompts, folder)
     decided, shown = [], {}
     for one in stream:
         save_png(one.image, folder / f"{one.index:05d}.png")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from distill import backbones
-from distill.backbones.base import Backbone, TextEncoder
+from distill.backbones.base import Backbone, TextEncoder, same_network
 from distill.batch import Cond, Draws
 from distill.data import shapes
 from distill.data.loading import batches
@@ -65,6 +65,7 @@ class Generation:
 
     def __post_init__(self) -> None:
         at_least_one(count=self.count, steps=self.steps, shard_size=self.shard_size, batch_size=self.batch_size)
+        at_least_one(height=self.height, width=self.width)
 
 
 @dataclass(frozen=True)
@@ -191,11 +192,13 @@ class Maker:
         changed = ", ".join(
             f"{name}={old.get(name, 'unknown to an earlier version')} there, {asked.get(name)} asked"
             for name in dict.fromkeys([*old, *asked])
-            if name != "count" and old.get(name) != asked.get(name)
+            if name != "count" and not self._alike(name, old.get(name), asked.get(name))
         )
         if changed:
+            empty = not manifest["complete"] and not any(self.folder.glob("shard-*"))
             raise ConfigError(
-                f"'{self.folder}' was made with other settings ({changed}); ask for the same or choose another folder"
+                f"'{self.folder}' was {'begun' if empty else 'made'} with other settings ({changed}); ask for the same"
+                f"{', remove it, in which nothing is yet,' if empty else ''} or choose another folder"
             )
         if old["count"] > self.count:
             holds = "holds" if manifest["complete"] else "is unfinished and is to hold"
@@ -203,6 +206,9 @@ class Maker:
                 f"'{self.folder}' {holds} {old['count']} samples, {self.count} are asked for; ask for {old['count']} "
                 "or more, or choose another folder"
             )
+
+    def _alike(self, name: str, old: Any, asked: Any) -> bool:
+        return same_network(old, asked) if name == "teacher" else old == asked
 
     def _good(self, name: str, known: dict[str, str]) -> bool:
         path = self.folder / name
@@ -238,6 +244,16 @@ class TeacherLatents(Maker):
         if self.lines is not None:
             settings["prompts_checksum"] = hashlib.sha256("\n".join(self.lines).encode()).hexdigest()
         super().__init__(folder, settings, generation.count, generation.shard_size, generation.batch_size)
+
+    def check(self) -> None:
+        """As of all folders; and refuses what the pipeline cannot be asked, before anything is written.
+
+        Raises:
+            ConfigError: one of these.
+        """
+        self.backbone.check_size(self.generation.height, self.generation.width)
+        self.scheduler()
+        super().check()
 
     def make(self, indices: list[int], device: torch.device) -> Made:
         prompts = self._prompts(indices)
@@ -275,6 +291,11 @@ class TeacherLatents(Maker):
             if self.solver:
                 self._pipeline.scheduler = backbones.solver(self.solver, self._pipeline.scheduler)
         return self._pipeline
+
+    def scheduler(self) -> Any:
+        """What the pipeline will sample with."""
+        own = self.backbone.scheduler()
+        return backbones.solver(self.solver, own) if self.solver else own
 
     @property
     def solver(self) -> str | None:
@@ -334,9 +355,7 @@ class TeacherPairs(TeacherLatents):
             ConfigError: one of these.
         """
         super().check()
-        scheduler = self.backbone.scheduler()
-        if self.solver:
-            scheduler = backbones.solver(self.solver, scheduler)
+        scheduler = self.scheduler()
         if draws_noise(scheduler):
             raise ConfigError(
                 f"{type(scheduler).__name__} draws noise on its way, so its answer belongs to no noise it began with; "

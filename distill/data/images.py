@@ -18,7 +18,7 @@ from distill.backbones.base import Backbone
 from distill.data import loading
 from distill.data.generate import Made, Maker, make_here
 from distill.data.shards import LatentsDataset
-from distill.errors import ConfigError
+from distill.errors import ConfigError, at_least_one
 
 CAPTIONS = ("caption", "text", "txt", "prompt")  # columns that hold captions, unless one is named
 FILES = {".parquet": "parquet", ".tar": "webdataset"}
@@ -118,6 +118,7 @@ class EncodedImages(Maker):
     """
 
     def __init__(self, backbone: Backbone, folder: str | Path, images: ImagesDataset):
+        backbone.check_size(images.height, images.width)
         settings = {
             "kind": "images",
             "source": images.source,
@@ -180,6 +181,7 @@ class ImagesData(loading.Compared, loading.SharedFolders):
         super().__init__()
         if encoded and not teacher:
             raise ConfigError("data.encoded needs data.teacher, the pipeline whose autoencoder encodes the images")
+        at_least_one(height=height, width=width)
         self.source, self.size, self.split, self.caption = source, (height, width), split, caption
         self.batch_size, self.seed, self.workers = batch_size, seed, workers
         self.encoded, self.teacher = encoded, teacher
@@ -196,6 +198,7 @@ class ImagesData(loading.Compared, loading.SharedFolders):
             self._compared()  # a source that cannot be read stops here, before anything is loaded
         if self.trainer is not None and self.trainer.state.fn != "fit":
             return
+        self.check_batch_size()
         images = self._images()
         if self.encoded:
             make_here(EncodedImages(backbones.load(str(self.teacher)), self.encoded, images), "encoding images")
@@ -247,8 +250,9 @@ def _read(source: str, split: str) -> Any:
         return load_dataset(source, split=split)
     except Exception as error:  # datasets raises a dozen kinds of its own
         reason = str(error).splitlines()[0]
+        here = "" if path.exists() else f"there is no '{source}' here, and "
         raise ConfigError(
-            f"the images '{source}' ({split}) cannot be read ({reason}); give a folder of images with a "
+            f"{here}the images '{source}' ({split}) cannot be read ({reason}); give a folder of images with a "
             "metadata.jsonl, a parquet file, a webdataset archive, or a data set on the hub"
         ) from error
 

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from distill import backbones
+from distill.backbones.base import same_network
 from distill.data import loading
 from distill.data.generate import EncodedShapes, Generation, PairGeneration, TeacherLatents, TeacherPairs, make_here
 from distill.data.shapes_data import ShapesDataset
@@ -71,13 +72,16 @@ class LatentsData(loading.Compared, loading.SharedFolders):
         """
         manifest = Path(self.folder) / MANIFEST
         if not manifest.is_file() and self.teacher not in backbones.TINY:
-            raise ConfigError(f"there are no {self.maker.what} at '{self.folder}'; make them with: {self._command()}")
+            raise ConfigError(
+                f"there are no {self.maker.what} at '{self.folder}'; make them with: {self._command(self.folder)}"
+            )
         if manifest.is_file():
             self._check_origin(LatentsDataset.read_settings(self.folder))
 
     def prepare_data(self) -> None:
         if self.trainer is not None and self.trainer.state.fn != "fit":
             return  # validation compares with drawn images
+        self.check_batch_size()
         self.check()
         if self.teacher in backbones.TINY and not self._whole_and_other():
             maker = self.maker(backbones.load(self.teacher), self.folder, self.generation)
@@ -95,11 +99,11 @@ class LatentsData(loading.Compared, loading.SharedFolders):
 
     def _check_origin(self, settings: dict[str, Any]) -> None:
         expected = backbones.load(self.teacher).fingerprint
-        if settings.get("teacher") != expected:
+        if not same_network(settings.get("teacher"), expected):
             raise ConfigError(
                 f"the latents at '{self.folder}' were made by {settings.get('teacher') or settings['kind']}, not by "
-                f"model.teacher {expected}; set data.folder to that teacher's latents, or make them with: "
-                f"{self._command()}"
+                f"model.teacher {expected}; set data.folder to that teacher's latents, which this makes: "
+                f"{self._command(f'{self.folder}-{Path(self.teacher).name}')}"
             )
 
     def _whole_and_other(self) -> bool:
@@ -126,12 +130,12 @@ class LatentsData(loading.Compared, loading.SharedFolders):
                 "they are used as they are"
             )
 
-    def _command(self) -> str:
+    def _command(self, folder: str) -> str:
         usual = type(self.generation)()
         changed = {k: v for k, v in asdict(self.generation).items() if v != getattr(usual, k)}
         options = [part for name, value in changed.items() for part in (f"--{name}", str(value))]
         return shlex.join(
-            ["distill", "generate", self.maker.what, "--teacher", self.teacher, "--output", self.folder, *options]
+            ["distill", "generate", self.maker.what, "--teacher", self.teacher, "--output", folder, *options]
         )
 
 
@@ -163,7 +167,8 @@ class PairsData(LatentsData):
         super()._check_origin(settings)
         if settings["kind"] != TeacherPairs.kind:
             raise ConfigError(
-                f"'{self.folder}' holds latents without the noise they came from; make pairs with: {self._command()}"
+                f"'{self.folder}' holds latents without the noise they came from; set data.folder to pairs, which this "
+                f"makes: {self._command(f'{self.folder}-pairs')}"
             )
 
 
@@ -198,6 +203,7 @@ class EncodedShapesData(loading.SharedFolders):
         return f"{self.count} drawn images, encoded"
 
     def prepare_data(self) -> None:
+        self.check_batch_size()
         make_here(EncodedShapes(backbones.load(self.teacher), self.folder, self.count), "encoding shapes")
 
     def setup(self, stage: str) -> None:

@@ -16,9 +16,28 @@ from distill.errors import ConfigError
 class SharedFolders(L.LightningDataModule):
     """Data in a folder that all nodes share: one process makes what is missing."""
 
+    batch_size: int
+
     def __init__(self) -> None:
         super().__init__()
         self.prepare_data_per_node = False
+
+    def check_batch_size(self) -> None:
+        """As the function, for the processes of this run."""
+        check_batch_size(self.batch_size, self.trainer.world_size if self.trainer is not None else 1)
+
+
+def check_batch_size(batch_size: int, world_size: int) -> None:
+    """Refuses batches that cannot be dealt, before the data for them are made.
+
+    Raises:
+        ConfigError: a batch of nothing, or one that does not divide by the processes.
+    """
+    if batch_size < 1 or batch_size % world_size:
+        raise ConfigError(
+            f"data.batch_size counts the samples over all processes and must be a positive multiple of their number, "
+            f"{world_size}; got {batch_size}"
+        )
 
 
 class Compared:
@@ -80,11 +99,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
     def __init__(
         self, length: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1, training: bool = True
     ):
-        if batch_size < 1 or batch_size % world_size:
-            raise ConfigError(
-                f"data.batch_size counts the samples over all processes, of which there are {world_size}, and is a "
-                f"positive multiple of that; got {batch_size}"
-            )
+        check_batch_size(batch_size, world_size)
         if length < batch_size:
             raise ConfigError(
                 f"data.batch_size is {batch_size}, but the data set holds only {length} samples; "
@@ -117,11 +132,12 @@ class GlobalBatchSampler(Sampler[list[int]]):
 
 
 class ResumableLoader(StatefulDataLoader):
-    """A loader whose state is the epoch and the number of its batches that were dealt.
+    """A loader whose state is the epoch and the number of its batches that were dealt, of which size.
 
     The order is a function of the epoch, so nothing more is needed, whatever the number of workers; torchdata's own
-    state fits its number only. Right after an epoch's last batch the state is the beginning of the next epoch: a run
-    resumed from there would go through an empty one otherwise.
+    state fits its number only. With batches of another size a run goes on at the first that holds a sample not seen.
+    Right after an epoch's last batch the state is the beginning of the next epoch: a run resumed from there would go
+    through an empty one otherwise.
     """
 
     batch_sampler: GlobalBatchSampler
@@ -136,7 +152,8 @@ class ResumableLoader(StatefulDataLoader):
         dealt = self._dealt_before + (self._iterator._num_yielded if self._iterator is not None else 0)
         last = min(len(self.batch_sampler), self.trainer.num_training_batches if self.trainer else len(self))
         over = dealt >= last
-        return {"epoch": self.batch_sampler.epoch + over, "dealt": 0 if over else dealt}
+        size = self.batch_sampler.batch_size
+        return {"epoch": self.batch_sampler.epoch + over, "dealt": 0 if over else dealt, "batch_size": size}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if "dealt" not in state_dict:
@@ -145,7 +162,8 @@ class ResumableLoader(StatefulDataLoader):
                 "student (model.student_init)"
             )
         self.batch_sampler.set_epoch(state_dict["epoch"])
-        self.batch_sampler.begin = state_dict["dealt"]
+        seen = state_dict["dealt"] * state_dict.get("batch_size", self.batch_sampler.batch_size)
+        self.batch_sampler.begin = seen // self.batch_sampler.batch_size
 
 
 def _as_is(batch: Any) -> Any:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
 from distill.batch import Draws
+
+Level = TypeVar("Level", float, Tensor)
 
 
 class Levels:
@@ -94,6 +98,11 @@ class Discrete(Levels):
         return [self.values[i * len(self.values) // steps] for i in range(steps)]
 
 
+def shifted(t: Level, shift: float) -> Level:
+    """`s t / (1 + (s - 1) t)`, written so that noise alone stays noise alone."""
+    return shift * t / (shift * t + (1 - t))
+
+
 class Evenly(Discrete):
     """Many levels between 0 and 1, evenly spaced and equally probable: the grid of consistency distillation.
 
@@ -109,7 +118,7 @@ class Evenly(Discrete):
         if count < 1 or shift <= 0:
             raise ValueError(f"evenly spaced levels are 1 or more, with a positive shift; got {count} and {shift}")
         even = [(count - index) / count for index in range(count)]
-        super().__init__([shift * t / (1 + (shift - 1) * t) for t in even])
+        super().__init__([shifted(t, shift) for t in even])
 
 
 class Shifted(Levels):
@@ -127,8 +136,7 @@ class Shifted(Levels):
         if shift <= 0:
             raise ValueError(f"the shift of noise levels must be positive; got {shift}")
         self.levels, self.shift = levels, shift
-        self.values = [shift * t / (1 + (shift - 1) * t) for t in levels.values]
+        self.values = [shifted(t, shift) for t in levels.values]
 
     def draw(self, draws: Draws, purpose: str) -> Tensor:
-        t = self.levels.draw(draws, purpose)
-        return self.shift * t / (1 + (self.shift - 1) * t)
+        return shifted(self.levels.draw(draws, purpose), self.shift)

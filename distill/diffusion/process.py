@@ -96,7 +96,8 @@ class RectifiedFlow(Process):
 
 
 class VariancePreserving(Process):
-    """A discrete schedule of N steps; `t = (k + 1) / N` is its step k, `t = 0` is data, in between the nearest counts.
+    """A discrete schedule of N steps; `t = (k + 1) / N` is its step k, in between the nearest counts. `t = 0` alone is
+    data: what is above holds noise, at least that of step 0.
 
     Args:
         alphas_cumprod: `[N]`, the schedule's cumulated product of 1 - beta.
@@ -125,4 +126,5 @@ class VariancePreserving(Process):
         return (self._index(t) - 1).clamp(min=0)
 
     def _index(self, t: Tensor) -> Tensor:
-        return (t * (len(self.table) - 1)).round().long()
+        index = (t * (len(self.table) - 1)).round().long()
+        return torch.where(t > 0, index.clamp(min=1), index)

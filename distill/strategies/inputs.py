@@ -59,12 +59,23 @@ class NoisedData(Inputs):
             (section 3) enforces zero SNR to this end.
 
     Raises:
-        ConfigError: a few levels without that of noise alone.
+        ConfigError: a few levels without that of noise alone, or a warm-up without levels or steps, or at levels that
+            are none of a few.
     """
 
     def __init__(self, levels: Levels, warmup: Levels | None = None, warmup_steps: int = 0, pure_noise: bool = True):
         self.levels, self.warmup, self.warmup_steps, self.pure_noise = levels, warmup, warmup_steps, pure_noise
         self.few_levels = list(levels.values)
+        if (warmup is None) == (warmup_steps > 0) or warmup_steps < 0:
+            raise ConfigError(
+                f"a warm-up is levels and a number of steps; got model.inputs.warmup={warmup and type(warmup).__name__}"
+                f" and model.inputs.warmup_steps={warmup_steps}; give both or neither"
+            )
+        if warmup is not None and self.few_levels and not set(self.few_levels).issuperset(warmup.values or [-1.0]):
+            raise ConfigError(
+                f"the levels of model.inputs.warmup are to be among model.inputs.levels, {self.few_levels}; got "
+                f"{warmup.values or type(warmup).__name__}"
+            )
         if self.few_levels and self.few_levels[0] < 1:
             raise ConfigError(
                 f"a few-step student begins with noise alone, so the first of its levels is 1; got {self.few_levels}"

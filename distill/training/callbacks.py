@@ -19,8 +19,9 @@ from torchmetrics import Metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from distill.data import shapes
+from distill.errors import ConfigError, at_least_one
 from distill.evaluation.metrics import Alignment, ClipScore, FidShapes, inception_fid
-from distill.files import remove, take_place
+from distill.files import aside, go_on_taking, remove, take_place
 from distill.frozen import Frozen
 from distill.inference import Painter, grid, save_png
 from distill.training.module import DistillModule
@@ -35,6 +36,9 @@ class SampleGrid(L.Callback):
         every: student updates between two grids; 0 for none.
         folder: where the PNG files go; `samples` under the trainer's default_root_dir if not given.
         scale: enlargement of each pixel.
+
+    Raises:
+        ConfigError: numbers that are none.
     """
 
     def __init__(
@@ -45,6 +49,8 @@ class SampleGrid(L.Callback):
         folder: str | None = None,
         scale: int = 2,
     ):
+        _none_or_more("samples.every", every)
+        at_least_one(scale=scale)
         self.prompts = prompts or shapes.captions(seed=2, indices=range(12))
         self.steps, self.every, self.folder, self.scale = steps, every, folder, scale
         self._last = -1
@@ -161,7 +167,8 @@ class Checkpoint(ModelCheckpoint):
     """Lightning's `ModelCheckpoint`, which also keeps the last step of a run that ends between two checkpoints.
 
     A sharded checkpoint is a folder that all processes write to. It is renamed when it is whole, as Lightning does with
-    files: a run that is killed while it writes `last.ckpt` can be continued from the one before.
+    files: a run that is killed while it writes `last.ckpt` can be continued from the one before, and one that is killed
+    while the two change places from the new one.
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -174,9 +181,11 @@ class Checkpoint(ModelCheckpoint):
             super()._save_checkpoint(trainer, filepath)
             return
         path = Path(filepath)
-        part = path.with_name(f".{path.name}.part")
-        if trainer.is_global_zero:
-            remove(part)  # of a run that was killed
+        part = unfinished(path)
+        if trainer.is_global_zero:  # what a run that was killed left
+            go_on_taking(part, path)
+            remove(part)
+            remove(aside(part))
         trainer.strategy.barrier()
         super()._save_checkpoint(trainer, str(part))
         trainer.strategy.barrier()
@@ -211,14 +220,23 @@ class Checkpoint(ModelCheckpoint):
         checkpoint["epoch"] = epochs["current"]["completed"]
 
 
+def unfinished(path: Path) -> Path:
+    """The folder in which a sharded checkpoint at `path` is written."""
+    return path.with_name(f".{path.name}.part")
+
+
 class RunMonitor(L.Callback):
     """Images per second, learning rates and peak memory, beside what the module logs.
 
     Args:
-        every: batches between two measurements.
+        every: batches between two measurements; 0 for none.
+
+    Raises:
+        ConfigError: a number below that.
     """
 
     def __init__(self, every: int = 20):
+        _none_or_more("monitor.every", every)
         self.every = every
         self._since, self._images, self._batches = time.perf_counter(), 0, 0
 
@@ -228,7 +246,7 @@ class RunMonitor(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._images += len(batch["prompts"]) * trainer.world_size
         self._batches += 1  # over epochs, which may be shorter
-        if self._batches % self.every:
+        if not self.every or self._batches % self.every:
             return
         now = time.perf_counter()
         module.log("images/s", self._images / (now - self._since), prog_bar=True)
@@ -302,6 +320,11 @@ class UpdatesBar(RichProgressBar):
         if self.trainer.max_epochs == -1:  # Lightning counts to one less, and shows a -2
             return f"Epoch {current_epoch}"
         return super()._get_train_description(current_epoch)
+
+
+def _none_or_more(name: str, number: int) -> None:
+    if number < 0:
+        raise ConfigError(f"{name} is 1 or more, or 0 for none; got {number}")
 
 
 def _size(network: nn.Module) -> int:

@@ -22,8 +22,17 @@ import distill.tiny.perceptual
 import distill.tiny.text
 import distill.tiny.vision  # noqa: F401  (imported so that recipes can use short class names)
 from distill.errors import ConfigError
+from distill.files import go_on_taking
 from distill.training import parallel
-from distill.training.callbacks import Checkpoint, Evaluation, Networks, RunMonitor, SampleGrid, UpdatesBar
+from distill.training.callbacks import (
+    Checkpoint,
+    Evaluation,
+    Networks,
+    RunMonitor,
+    SampleGrid,
+    UpdatesBar,
+    unfinished,
+)
 from distill.training.cost import TrainingCost
 from distill.training.module import DistillModule
 
@@ -88,21 +97,21 @@ class DistillCLI(LightningCLI):
             for name, (usual, other) in OTHERS.items():
                 if trainer[name] != usual:
                     raise ConfigError(f"trainer.{name} is for one optimizer, and here are two players; set {other}")
-        checkpoint = self.config[self.subcommand].ckpt_path
+        checkpoint, folder = self.config[self.subcommand].ckpt_path, self.config[self.subcommand].checkpoint.dirpath
         if checkpoint is None and self.subcommand != "fit":
             raise ConfigError(f"distill {self.subcommand} measures a checkpoint; give --ckpt_path CHECKPOINT")
         limit = "limit_val_batches" if self.subcommand == "validate" else "limit_test_batches"
         if self.subcommand != "fit" and trainer[limit] == 0:
             raise ConfigError(f"trainer.{limit}=0 leaves nothing to measure on; add --trainer.{limit} 1.0")
-        if checkpoint not in (None, "last") and not Path(checkpoint).exists():
+        path = Path(folder or ".") / "last.ckpt" if checkpoint == "last" else Path(checkpoint or ".")
+        if checkpoint is not None:
+            go_on_taking(unfinished(path), path)
+        if checkpoint not in (None, "last") and not path.exists():
             raise ConfigError(
                 f"there is no checkpoint at '{checkpoint}'; `distill fit` writes them, `last` is the newest"
             )
-        folder = self.config[self.subcommand].checkpoint.dirpath
-        if checkpoint == "last" and folder is not None:
-            checkpoint = Path(folder) / "last.ckpt"
-        if checkpoint not in (None, "last") and Path(checkpoint).exists():
-            parallel.check_checkpoint(Path(checkpoint), str(strategy), training=self.subcommand == "fit")
+        if checkpoint is not None and path.exists():
+            parallel.check_checkpoint(path, str(strategy), training=self.subcommand == "fit")
         asked, here = trainer.precision in {"bf16-mixed", "bf16"}, str(trainer.accelerator)  # one has two names
         if asked and not self.insists and parallel.lacks_bfloat16(here):
             trainer.precision = "32-true"

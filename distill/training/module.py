@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from distill import backbones
+from distill.backbones.base import same_network
 from distill.batch import Batch, Cond, Draws, Gradient, Sample, length, no_autocast
 from distill.diffusion.denoiser import Denoiser
 from distill.errors import ConfigError
@@ -105,6 +106,11 @@ class DistillModule(L.LightningModule):
             raise ConfigError(
                 f"a moving average's decay is a number from 0 to below 1, or null for none; got model.ema={ema}, "
                 f"model.target_ema={target_ema}"
+            )
+        if not all(clip is None or clip > 0 for clip in (student_clip, critic_clip)):
+            raise ConfigError(
+                f"gradients are clipped to a positive length, or null for none; got model.student_clip={student_clip}, "
+                f"model.critic_clip={critic_clip}"
             )
         if min(accumulate, critic_updates, patience) < 1:
             raise ConfigError("model.accumulate, model.critic_updates and model.patience must be 1 or more")
@@ -284,9 +290,18 @@ class DistillModule(L.LightningModule):
         if self.critics:
             players.append([p for critic in self.critics for p in critic.parameters()])
         makers_and_players = zip(self.optimizer_makers, players, strict=False)
-        optimizers = [make(parallel.grouped(parameters)) for make, parameters in makers_and_players]
-        makers = zip(self.schedule_makers, optimizers, strict=False)
-        return optimizers, [make(optimizer) for make, optimizer in makers if make is not None]
+        try:
+            optimizers = [make(parallel.grouped(parameters)) for make, parameters in makers_and_players]
+            makers = zip(self.schedule_makers, optimizers, strict=False)
+            schedules = [make(optimizer) for make, optimizer in makers if make is not None]
+        except ValueError as error:  # how torch refuses rates, betas, ...
+            raise ConfigError(f"an optimizer or schedule of this recipe cannot be made: {error}") from error
+        if any(isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau) for schedule in schedules):
+            raise ConfigError(
+                "ReduceLROnPlateau follows a measured value, and the losses of two players say nothing of progress; "
+                "choose a schedule of updates, such as LinearLR"
+            )
+        return optimizers, schedules
 
     # One batch ----------------------------------------------------------------------------------------------------
 
@@ -318,6 +333,8 @@ class DistillModule(L.LightningModule):
         with torch.no_grad():
             stored = {name.removeprefix("cond."): value for name, value in raw.items() if name.startswith("cond.")}
             cond = stored or self.conditioning(raw["prompts"])
+            if "x0" not in raw:
+                self.backbone.check_size(*raw["pixels"].shape[2:])  # the autoencoder would cut what is over
             x0 = raw["x0"].float() if "x0" in raw else self.autoencoder.network.encode(raw["pixels"]).float()
         self.latent[0], self.latent[1] = x0.shape[2:]
         number = self.trainer.fit_loop.total_batch_idx
@@ -502,6 +519,28 @@ class DistillModule(L.LightningModule):
                 f"the checkpoint is of a run with model.strategies {', '.join(began) or 'unknown'}, this recipe has "
                 f"{', '.join(now)}; go on with the same, or begin a new run with its student (model.student_init)"
             )
+        self._check_critics(checkpoint.get("state_dict", {}))
+        self._tell_changes(about.get("strategy_configs"))
+
+    def _check_critics(self, before: dict[str, Tensor]) -> None:
+        """By the shapes of their weights; those of a sharded checkpoint are elsewhere."""
+        weights = {name: tensor.shape for name, tensor in before.items() if name.startswith("strategies.")}
+        now = {name: tensor.shape for name, tensor in self.state_dict().items() if name.startswith("strategies.")}
+        if not weights or weights == now:
+            return
+        index = next(n for n in [*weights, *now] if weights.get(n) != now.get(n)).split(".")[1]
+        name, _ = self._named()[int(index)]
+        raise ConfigError(
+            f"the critic of {name} has other layers than in the checkpoint; go on with the settings of "
+            "model.strategies that the run began with, or begin a new run with its student (model.student_init)"
+        )
+
+    def _tell_changes(self, before: list[dict[str, Any]] | None) -> None:
+        """Which strategies have other settings than the run began with, which may be meant."""
+        for old, new, (name, _) in zip(before or [], self.strategy_configs or [], self._named(), strict=False):
+            was, now = old.get("init_args") or {}, new.get("init_args") or {}
+            if changed := [key for key in {**was, **now} if was.get(key) != now.get(key)]:
+                rank_zero_warn(f"{name} goes on with other {', '.join(changed)} than in the checkpoint")
 
     def _check_teacher(self, before: str) -> None:
         """By the digests of weights where both are folders, by the names of both where both are on the hub."""
@@ -513,7 +552,7 @@ class DistillModule(L.LightningModule):
                 f"the checkpoint is of a run with the teacher {before}, and model.teacher is {now}; whether they are "
                 "the same cannot be told, as only one is a folder"
             )
-        elif before.split("@")[-1] != now.split("@")[-1]:
+        elif not same_network(before, now):
             raise ConfigError(
                 f"the checkpoint is of a run with the teacher {before}, and model.teacher is {now}; go on with the "
                 "same, or begin a new run"

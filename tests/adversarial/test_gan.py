@@ -125,3 +125,9 @@ def test_the_defaults_are_the_papers():
 def test_an_interval_below_one_is_refused(kind):
     with pytest.raises(ValueError, match="every 1 or more steps; got every=0"):
         kind(every=0)
+
+
+@pytest.mark.parametrize("make", [lambda: ExactR1(-1e-5), lambda: ApproximateR1(1.0, sigma=0.0)])
+def test_penalties_of_a_wrong_sign_are_refused(make):
+    with pytest.raises(ValueError, match="0 or more; got -1e-05|sigma > 0; got 0.0"):
+        make()

@@ -194,3 +194,7 @@ def test_close_levels_are_told_apart():
     levels = condition(torch.linspace(0, 1, 1001), torch.zeros(1001, 10))[:, :128]
     gaps = (levels[1:] - levels[:-1]).norm(dim=1)
     assert gaps.min() > 1e-2
+
+
+def test_any_width_can_be_normalised_in_groups():
+    assert GridHead(12, 0, norm="group")(torch.randn(2, 12, 3, 3), None).isfinite().all()

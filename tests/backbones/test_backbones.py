@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from distill import backbones
+from distill.backbones.base import same_network
 from distill.data import shapes
 from distill.errors import ConfigError
 from distill.inference import open_painter
@@ -154,3 +155,25 @@ def test_solver_that_knows_no_flow_is_refused() -> None:
     assert type(backbones.solver("FlowMatchHeunDiscreteScheduler", scheduler)).__name__.startswith("FlowMatchHeun")
     with pytest.raises(ConfigError, match="DDIMScheduler cannot follow this pipeline's rectified flow"):
         backbones.solver("DDIMScheduler", scheduler)
+
+
+def test_weights_of_either_format_are_told_apart(sd_folder: Path, tmp_path: Path) -> None:
+    known = []
+    for seed in (0, 1):
+        folder = tmp_path / str(seed) / "mine"
+        copytree(sd_folder, folder)
+        for file in (folder / "unet").glob("*.safetensors"):
+            file.unlink()
+        torch.save({"weight": torch.full((8,), float(seed))}, folder / "unet" / "diffusion_pytorch_model.bin")
+        known.append(backbones.load(str(folder)).fingerprint)
+    assert known[0] != known[1]
+    assert same_network("mine@12", "other@12") and same_network("org/name", "org/name")
+    assert not same_network("mine@12", "mine@13") and not same_network("org/name", "name@12")
+
+
+def test_sizes_that_the_autoencoder_would_cut_are_refused(sd_folder: Path) -> None:
+    backbone = backbones.load(str(sd_folder))
+    assert backbone.latent_shape(backbone.factor * 3, None)[1] == 3
+    for side in (0, -backbone.factor, backbone.factor + 1):
+        with pytest.raises(ConfigError, match=f"positive multiples of {backbone.factor} pixels; got {side}"):
+            backbone.latent_shape(side, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -193,6 +194,35 @@ def test_other_settings_are_refused(whole: Path, sd3_folder: Path) -> None:
         maker(sd3_folder, whole, guidance=5.0).begin()
 
 
+def test_a_folder_in_which_nothing_is_yet_says_so(sd3_folder: Path, tmp_path: Path) -> None:
+    maker(sd3_folder, tmp_path).begin()
+    with pytest.raises(
+        ConfigError, match="begun with other settings .guidance.*remove it, in which nothing is yet, or"
+    ):
+        maker(sd3_folder, tmp_path, guidance=5.0).begin()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"), [({"height": 33}, "multiples of"), ({"solver": "Nope"}, "no scheduler")]
+)
+def test_what_the_pipeline_cannot_be_asked_is_refused_before_a_folder_is_made(
+    wrong: dict[str, Any], sentence: str, sd3_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        maker(sd3_folder, tmp_path / "latents", **wrong).begin()
+    assert not (tmp_path / "latents").exists()
+
+
+def test_latents_are_their_teachers_whatever_its_folder_is_called(
+    whole: Path, sd3_folder: Path, sd_folder: Path, tmp_path: Path
+) -> None:
+    renamed = shutil.copytree(sd3_folder, tmp_path / "renamed")
+    maker(renamed, whole).begin()
+    LatentsData(str(whole), str(renamed), SETTINGS).check()
+    with pytest.raises(ConfigError, match=rf"which this makes: distill generate latents .* --output {whole}-sd "):
+        LatentsData(str(whole), str(sd_folder), SETTINGS).check()
+
+
 def test_a_larger_count_adds_to_a_folder(whole: Path, sd3_folder: Path, tmp_path: Path) -> None:
     """20 samples end inside a shard, which is made anew as a whole one; whole shards stay as they are."""
     make_here(maker(sd3_folder, tmp_path, count=20), "latents")
@@ -272,7 +302,10 @@ def test_pairs_data_reads_noise_beside_latents(sd_folder: Path, sd_pairs: Path) 
 
 
 def test_pairs_that_cannot_be_used_are_refused(sd3_folder: Path, sd3_latents: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="latents without the noise they came from; make pairs with: distill gen"):
+    with pytest.raises(
+        ConfigError,
+        match="latents without the noise they came from; set data.folder to pairs, which this makes: distill gen",
+    ):
         PairsData(str(sd3_latents), str(sd3_folder)).check()
     generation = PairGeneration(count=3000000, guidance=8.0, embeddings=True)
     with pytest.raises(ConfigError, match="there are no pairs at .*--count 3000000 --guidance 8.0 --embeddings True"):

@@ -12,8 +12,9 @@ from PIL import Image as Pillow
 from distill import backbones
 from distill.data.generate import make_here
 from distill.data.images import EncodedImages, ImagesData, ImagesDataset, resize_and_crop
+from distill.data.loading import loader
 from distill.data.shards import LatentsDataset
-from distill.errors import ConfigError
+from distill.errors import ConfigError, sentence_of
 from distill.evaluation.evaluate import reference_images
 
 COLOURS = {"red": (1.0, -1.0, -1.0), "lime": (-1.0, 1.0, -1.0), "blue": (-1.0, -1.0, 1.0), "white": (1.0, 1.0, 1.0)}
@@ -92,6 +93,10 @@ def test_images_that_cannot_be_read_are_skipped_and_named(pictures: Path) -> Non
     assert module.unread == 1
     for colour in COLOURS:
         (pictures / f"{colour}.png").write_bytes(b"no picture")
+    workers = loader(data, 2, 0, None, workers=1)
+    with pytest.raises(ConfigError) as raised:
+        next(iter(workers))
+    assert sentence_of(raised.value).startswith(f"none of the 4 images of '{pictures}' can be read with a caption; the")
     with pytest.raises(ConfigError, match="none of the 4 images of .* can be read with a caption; the last: "):
         ImagesDataset(str(pictures), 16, 16).__getitems__([0])
 

@@ -94,9 +94,9 @@ def test_references_that_cannot_be_compared_are_refused(asked: int, world: int) 
     [
         (
             {"length": 50, "batch_size": 6, "world_size": 4},
-            "there are 4, and is a positive multiple of that; got 6",
+            "a positive multiple of their number, 4; got 6",
         ),
-        ({"length": 50, "batch_size": 0}, "of which there are 1, and is a positive multiple of that; got 0"),
+        ({"length": 50, "batch_size": 0}, "a positive multiple of their number, 1; got 0"),
         ({"length": 5, "batch_size": 8}, "data.batch_size is 8, but the data set holds only 5 samples"),
     ],
 )
@@ -151,7 +151,19 @@ def test_a_loader_resumed_twice_in_an_epoch_knows_where_it_is():
         states.append(data.state_dict())
     sampler = GlobalBatchSampler(20, 4, 0)
     sampler.set_epoch(1)
-    assert seen == list(sampler)[:4] and states[1:] == [{"epoch": 1, "dealt": n} for n in (1, 3, 4)]
+    assert seen == list(sampler)[:4] and [state["dealt"] for state in states] == [0, 1, 3, 4]
+
+
+@pytest.mark.parametrize(("size", "begins"), [(4, 3), (8, 1), (2, 6), (6, 2)])
+def test_a_loader_resumed_with_other_batches_loses_no_sample(size, begins):
+    """Of a batch that was begun, what is seen is seen again."""
+    data = loader(Indices(48), 4, 0, None)
+    iterator = iter(data)
+    for _ in range(3):
+        next(iterator)
+    resumed = loader(Indices(48), size, 0, None)
+    resumed.load_state_dict(data.state_dict())
+    assert _seen(list(resumed)) == list(GlobalBatchSampler(48, size, 0))[begins:]
 
 
 def test_an_epoch_that_the_trainer_cuts_short_is_over_when_it_says_so():
@@ -160,7 +172,7 @@ def test_an_epoch_that_the_trainer_cuts_short_is_over_when_it_says_so():
     iterator = iter(data)
     for _ in range(3):
         next(iterator)
-    assert data.state_dict() == {"epoch": 1, "dealt": 0}
+    assert data.state_dict() == {"epoch": 1, "dealt": 0, "batch_size": 4}
 
 
 def test_the_place_an_earlier_version_kept_is_refused():

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from distill.diffusion.levels import Discrete, Levels, LogitNormal, Shifted, Uniform
+from distill.diffusion.levels import Discrete, Evenly, Levels, LogitNormal, Shifted, Uniform
 from tests.tiny import draws
 
 MANY = 20_000
@@ -130,3 +130,8 @@ def test_settings_that_are_no_distribution_are_refused(make, message):
 def test_shifted_levels_are_few_where_theirs_are():
     assert Shifted(Discrete([1.0, 0.5]), 3.0).values == [1.0, 0.75]
     assert Shifted(Uniform(), 3.0).values == LogitNormal().values == []
+
+
+@pytest.mark.parametrize("shift", [0.1, 0.15, 0.2, 0.3, 0.45, 1.0, 3.0])
+def test_a_shift_leaves_noise_alone_what_it_is(shift):
+    assert Evenly(4, shift).values[0] == Shifted(Discrete(FOUR), shift).values[0] == 1

@@ -164,3 +164,13 @@ def test_low_precision_input_is_computed_in_float32(x0, noise):
 def test_an_unknown_prediction_type_is_refused():
     with pytest.raises(ValueError, match="'velocity' is unknown; known are epsilon, sample, v_prediction, flow"):
         RectifiedFlow(prediction="velocity")
+
+
+def test_the_least_noise_is_that_of_the_first_step():
+    """Levels that round to 0 would hold none, and divide by it."""
+    process, t = VariancePreserving(stable_diffusion_alphas()), torch.tensor([0.0, 1e-7, 4e-4, 1e-3])
+    alpha, sigma = process.alpha_sigma(t)
+    assert (float(alpha[0]), float(sigma[0])) == (1, 0)
+    assert bool((sigma[1:] == sigma[3]).all()) and process.timestep(t).tolist() == [0, 0, 0, 0]
+    x0 = torch.zeros(4, 1, 1, 1)
+    assert process.to_noise(x0, process.add_noise(x0, t, x0 + 1), t)[1:].isfinite().all()

@@ -57,6 +57,20 @@ def test_a_student_of_shifted_levels_samples_at_them() -> None:
     assert inputs.visited(2) == [1.0, 0.75] and inputs.counts((1, 2, 4)) == (1, 2)
 
 
+@pytest.mark.parametrize(
+    ("warmup", "steps", "sentence"),
+    [
+        (None, 5, "warmup=None and model.inputs.warmup_steps=5; give both or neither"),
+        (Discrete([0.5]), 0, "warmup=Discrete and model.inputs.warmup_steps=0; give both or neither"),
+        (Discrete([0.5, 0.3]), 5, r"are to be among model.inputs.levels, \[1.0, 0.5\]; got \[0.5, 0.3\]"),
+        (Uniform(), 5, "are to be among model.inputs.levels, .*; got Uniform"),
+    ],
+)
+def test_a_warm_up_that_is_none_is_refused(warmup: Levels | None, steps: int, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        NoisedData(Discrete([1.0, 0.5]), warmup, steps)
+
+
 def test_a_few_step_student_begins_with_noise_alone() -> None:
     with pytest.raises(ConfigError, match=r"the first of its levels is 1; got \[0.75, 0.5\]"):
         NoisedData(Discrete([0.75, 0.5]))

@@ -20,7 +20,8 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from distill.cli import main
 from distill.data.loading import GlobalBatchSampler, ResumableLoader
-from distill.training.callbacks import Checkpoint, RunMonitor, UpdatesBar
+from distill.files import go_on_taking
+from distill.training.callbacks import Checkpoint, RunMonitor, UpdatesBar, unfinished
 from distill.training.cli import SaveRecipe
 from distill.training.module import DistillModule
 from tests.runs import fit_arguments
@@ -54,6 +55,35 @@ def test_sharded_checkpoint_is_replaced_whole(tmp_path: Path) -> None:
     assert [file.read_text() for file in sorted(last.iterdir())] == ["3", "3"]
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"], "what the killed save left is still there"
     assert callback._last_checkpoint_saved == str(last)
+
+
+@pytest.mark.parametrize("resumes", [True, False])
+@pytest.mark.parametrize("renamed", [0, 1, 2], ids=["before", "between", "after"])
+def test_a_run_killed_while_checkpoints_change_places_goes_on(
+    renamed: int, resumes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before, between and after the two renames of the exchange, while the old one is removed."""
+    callback, trainer, last = Checkpoint(str(tmp_path)), ShardedTrainer(killed_at=0), tmp_path / "last.ckpt"
+    callback._save_checkpoint(trainer, str(last))  # type: ignore[arg-type]
+    left = [renamed]
+
+    def until_killed(path: Path, target: Path) -> Path:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return rename(path, target)
+
+    rename = Path.rename
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "rename", until_killed)
+        patched.setattr("distill.files.remove", Mock(side_effect=KeyboardInterrupt))
+        callback._save_checkpoint(trainer, str(last))  # type: ignore[arg-type]
+    if resumes:
+        go_on_taking(unfinished(last), last)
+        assert [file.read_text() for file in sorted(last.iterdir())] == ["1" if not renamed else "2"] * 2
+    callback._save_checkpoint(trainer, str(last))  # type: ignore[arg-type]
+    assert [file.read_text() for file in sorted(last.iterdir())] == ["3", "3"]
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"], "what the killed save left is still there"
 
 
 class Numbers:
