@@ -97,21 +97,13 @@ class DistillCLI(LightningCLI):
             for name, (usual, other) in OTHERS.items():
                 if trainer[name] != usual:
                     raise ConfigError(f"trainer.{name} is for one optimizer, and here are two players; set {other}")
-        checkpoint, folder = self.config[self.subcommand].ckpt_path, self.config[self.subcommand].checkpoint.dirpath
+        checkpoint = self.config[self.subcommand].ckpt_path
         if checkpoint is None and self.subcommand != "fit":
             raise ConfigError(f"distill {self.subcommand} measures a checkpoint; give --ckpt_path CHECKPOINT")
         limit = "limit_val_batches" if self.subcommand == "validate" else "limit_test_batches"
         if self.subcommand != "fit" and trainer[limit] == 0:
             raise ConfigError(f"trainer.{limit}=0 leaves nothing to measure on; add --trainer.{limit} 1.0")
-        path = Path(folder or ".") / "last.ckpt" if checkpoint == "last" else Path(checkpoint or ".")
-        if checkpoint is not None:
-            go_on_taking(unfinished(path), path)
-        if checkpoint not in (None, "last") and not path.exists():
-            raise ConfigError(
-                f"there is no checkpoint at '{checkpoint}'; `distill fit` writes them, `last` is the newest"
-            )
-        if checkpoint is not None and path.exists():
-            parallel.check_checkpoint(path, str(strategy), training=self.subcommand == "fit")
+        self._check_checkpoint(str(strategy))
         asked, here = trainer.precision in {"bf16-mixed", "bf16"}, str(trainer.accelerator)  # one has two names
         if asked and not self.insists and parallel.lacks_bfloat16(here):
             trainer.precision = "32-true"
@@ -119,6 +111,17 @@ class DistillCLI(LightningCLI):
                 "This CPU has no instructions for bfloat16, so the run computes in float32, many times faster here, "
                 "where the recipe says bf16-mixed. --trainer.precision bf16-mixed insists."
             )
+
+    def _check_checkpoint(self, strategy: str) -> None:
+        given, folder = self.config[self.subcommand].ckpt_path, self.config[self.subcommand].checkpoint.dirpath
+        if given is None or (given == "last" and folder is None):  # Lightning alone knows where `last` is then
+            return
+        path = Path(folder) / "last.ckpt" if given == "last" else Path(given)
+        go_on_taking(unfinished(path), path)
+        if path.exists():
+            parallel.check_checkpoint(path, strategy, training=self.subcommand == "fit")
+        elif given != "last":
+            raise ConfigError(f"there is no checkpoint at '{given}'; `distill fit` writes them, `last` is the newest")
 
     def instantiate_classes(self) -> None:
         """As LightningCLI, but says only what the constructor that refused its arguments said."""
