@@ -39,6 +39,7 @@ def main() -> None:
         "samplers": plain("A student under the samplers it could be exported with"),
         "add_step": plain("Time and memory of an ADD step beside a LADD step"),
         "add_step_sd15": plain("The same at Stable Diffusion 1.5's sizes, 512 pixels, random weights"),
+        "add_step_sd15_cpu": plain("The same on a CPU, two pictures a step"),
         "full_size": plain("Recipes at paper size, random weights"),
         "step_time": plain("Time and memory of a LADD step"),
     }
