@@ -205,7 +205,9 @@ def test_approximate_r1_is_the_weighted_squared_change_of_the_real_logits():
 
 
 def test_approximate_r1_compares_heads_of_the_same_weights():
-    game = Game(r1=ApproximateR1(sigma=0.0))
+    penalty = ApproximateR1()
+    penalty.sigma = 0.0  # the change that is left is not the perturbation's
+    game = Game(r1=penalty)
     for parameter in game.strategy.critic.heads.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)  # an update, after which the norms are out of date
     assert game.strategy.critic_loss(game.sample, game.batch, 0)["r1"].item() < 1e-8
