@@ -221,7 +221,7 @@ def save_png(image: Tensor, path: Any) -> None:
     about = PngInfo()
     about.add_text(*SOFTWARE)
     with written_whole(path) as part:
-        to_pil_image((255 * image).round().clamp(0, 255).byte()).save(part, format="png", pnginfo=about)
+        to_pil_image((255 * image + 0.5).clamp(0, 255).byte()).save(part, format="png", pnginfo=about)
 
 
 def _painted_here(path: Path) -> bool:
