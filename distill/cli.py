@@ -68,7 +68,8 @@ def sample(
 
     Args:
         pipeline: shipped pipeline, folder or hub id.
-        output: folder for 00000.png, ..., grid.png and prompts.txt, in place of an earlier call's.
+        output: folder for 00000.png, ..., grid.png and prompts.txt, in place of an earlier call's; others' pictures are
+            not replaced.
         prompt: one, or several as '["a red ring", "a blue square"]'.
         prompts: a text file with one prompt per line, or another set: see `distill.data.prompts`.
         steps: of the sampler; what the pipeline's folder says if not given.
@@ -85,11 +86,12 @@ def sample(
     from distill.data.prompts import given_prompts
     from distill.errors import at_least_one
     from distill.files import check_folder
-    from distill.inference import grid, open_painter, save_png, save_samples
+    from distill.inference import check_samples, grid, open_painter, save_png, save_samples
 
     at_least_one(steps=steps, batch_size=batch_size, columns=columns, scale=scale)
     check_folder(output)
     lines = given_prompts(prompt, prompts)
+    check_samples(output, len(lines))
     images = open_painter(pipeline, steps, guidance, solver, device)(lines, seed, batch_size)
     save_samples(images, lines, output)
     save_png(grid(images, columns, scale), Path(output) / "grid.png")
@@ -314,10 +316,12 @@ def collaborate(
     from distill.data.prompts import given_prompts
     from distill.errors import at_least_one
     from distill.files import check_folder
+    from distill.inference import check_samples
 
     at_least_one(student_steps=student_steps, batch_size=batch_size, compare=compare, scale=scale)
     check_folder(output)
     lines = given_prompts(prompt, prompts)
+    check_samples(output, len(lines))
     pair = open_pair(
         student, teacher, judge, calibration, student_steps, student_guidance, teacher_guidance, solver, device
     )  # fmt: skip

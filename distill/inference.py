@@ -196,6 +196,17 @@ def save_samples(images: Tensor, prompts: list[str], folder: str | Path) -> None
     save_prompts(prompts, folder)
 
 
+def check_samples(folder: str | Path, count: int) -> None:
+    """Refuses a folder where `count` pictures and their grid would take the place of pictures of others.
+
+    Raises:
+        ConfigError: one of them is there, and this package has not written it.
+    """
+    for path in (*(Path(folder) / f"{index:05d}.png" for index in range(count)), Path(folder) / "grid.png"):
+        if path.is_file() and not _painted_here(path):
+            raise ConfigError(f"'{path}' was not written by distill and would be lost; give another --output")
+
+
 def remove_samples(folder: str | Path, first: int = 0) -> None:
     """Removes what an earlier call painted into a folder, from picture `first` on; others' pictures stay."""
     for path in Path(folder).glob("[0-9]" * 5 + ".png"):

@@ -353,3 +353,18 @@ def test_a_machine_without_a_gpu_is_told_so(tmp_path: Path, capsys: pytest.Captu
 def test_one_prompt_needs_no_list(tmp_path: Path) -> None:
     main(["sample", "--pipeline", "tiny-sd", "--prompt", "a red ring", "--steps", "1", "--output", str(tmp_path)])
     assert (tmp_path / "00000.png").is_file() and (tmp_path / "prompts.txt").read_text() == "a red ring\n"
+
+
+@pytest.mark.parametrize(("name", "count"), [("00001.png", 2), ("grid.png", 1)])
+@pytest.mark.parametrize("command", ["sample", "collaborate"])
+def test_pictures_of_others_are_not_replaced(
+    command: str, name: str, count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Refused before anything is painted; one that lies beside what is to be written is in nobody's way."""
+    (tmp_path / name).write_bytes(b"a scan")
+    (tmp_path / "00007.png").write_bytes(b"another")
+    networks = ["--pipeline", "tiny-sd"] if command == "sample" else ["--student", "tiny-sd", "--teacher", "tiny-sd"]
+    asked = ["--prompt", json.dumps(["a red ring"] * count), "--output", str(tmp_path)]
+    error = mistake(capsys, [command, *networks, *asked])
+    assert f"'{tmp_path / name}' was not written by distill and would be lost; give another --output" in error
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([name, "00007.png"])
