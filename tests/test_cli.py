@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from omegaconf import OmegaConf
 
 from distill.cli import COMMANDS, HELP, main
@@ -122,6 +123,17 @@ def test_interpolation_sees_overrides(capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit):
         main(fit_recipe("--model.teacher", "other", "--print_config"))
     assert capsys.readouterr().out.count("teacher: other\n") == 2  # model's own, and data's through ${}
+
+
+@pytest.mark.parametrize("joined", [False, True], ids=["two words", "="])
+def test_a_list_of_strategies_takes_the_place_of_the_recipes(joined: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """What it leaves out is the class's default, not what the recipe said of a class at the same place."""
+    given = json.dumps([{"class_path": "LatentAdversarial", "init_args": {"weight": 2.0}}])
+    option = [f"--model.strategies={given}"] if joined else ["--model.strategies", given]
+    with pytest.raises(SystemExit):
+        main(fit_recipe(*option, "--print_config"))
+    (made,) = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["strategies"]
+    assert [made["init_args"][name] for name in ("weight", "r1", "levels")] == [2.0, None, None]
 
 
 def test_generate_export_sample_evaluate(

@@ -112,7 +112,9 @@ class LatentsData(loading.Compared, loading.SharedFolders):
             return False
         manifest = read_manifest(self.folder)
         made = manifest["settings"]
-        return manifest["complete"] and (bool(self._others(made)) or made["count"] > self.generation.count)
+        more, as_many = made["count"] > self.generation.count, made["count"] == self.generation.count
+        regrouped = any(made.get(key) != getattr(self.generation, key) for key in ("shard_size", "batch_size"))
+        return manifest["complete"] and (bool(self._others(made)) or more or (as_many and regrouped))
 
     def _others(self, made: dict[str, Any]) -> list[str]:
         asked = {k: v for k, v in asdict(self.generation).items() if k not in ("count", "shard_size", "batch_size")}

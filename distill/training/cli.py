@@ -80,7 +80,7 @@ class DistillCLI(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             parser_class=RecipeParser,
-            args=args,
+            args=whole_lists(args),
         )
 
     def _parse_ckpt_path(self) -> None:
@@ -176,6 +176,21 @@ class DistillCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         skipped = {"model", "dataloaders", "datamodule", "train_dataloaders", "val_dataloaders"}
         return {name: skipped for name in ("fit", "validate", "test")}
+
+
+def whole_lists(args: list[str]) -> list[str]:
+    """Arguments whose lists of strategies and callbacks take the place of a recipe's.
+
+    jsonargparse lets each class of a list keep what the list of the same length before it said of the same class, so
+    that a setting which is left out would be the recipe's instead of its default. After an empty list there is none.
+    """
+    made: list[str] = []
+    for arg, following in zip(args, [*args[1:], ""], strict=True):
+        name, equals, value = arg.partition("=")
+        if name.endswith((".strategies", ".callbacks")) and (value if equals else following).lstrip().startswith("["):
+            made += [name, "[]"]
+        made.append(arg)
+    return made
 
 
 def _refusal(error: BaseException) -> BaseException:
