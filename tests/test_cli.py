@@ -125,11 +125,20 @@ def test_interpolation_sees_overrides(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().out.count("teacher: other\n") == 2  # model's own, and data's through ${}
 
 
-@pytest.mark.parametrize("joined", [False, True], ids=["two words", "="])
-def test_a_list_of_strategies_takes_the_place_of_the_recipes(joined: bool, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("where", ["two words", "=", "a file"])
+def test_a_list_of_strategies_takes_the_place_of_the_recipes(
+    where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """What it leaves out is the class's default, not what the recipe said of a class at the same place."""
-    given = json.dumps([{"class_path": "LatentAdversarial", "init_args": {"weight": 2.0}}])
-    option = [f"--model.strategies={given}"] if joined else ["--model.strategies", given]
+    strategies = [{"class_path": "LatentAdversarial", "init_args": {"weight": 2.0}}]
+    model = {"class_path": "DistillModule", "init_args": {"teacher": "tiny-sd3", "strategies": strategies}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"model": model}))
+    given = json.dumps(strategies)
+    option = {
+        "two words": ["--model.strategies", given],
+        "=": [f"--model.strategies={given}"],
+        "a file": ["--config", str(tmp_path / "mine.yaml")],
+    }[where]
     with pytest.raises(SystemExit):
         main(fit_recipe(*option, "--print_config"))
     (made,) = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["strategies"]

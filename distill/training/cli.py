@@ -11,6 +11,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 import distill.data.images
 import distill.data.latents
@@ -179,18 +182,40 @@ class DistillCLI(LightningCLI):
 
 
 def whole_lists(args: list[str]) -> list[str]:
-    """Arguments whose lists of strategies and callbacks take the place of a recipe's.
+    """Arguments whose lists of strategies and callbacks, in words or in a file, take the place of an earlier file's.
 
     jsonargparse lets each class of a list keep what the list of the same length before it said of the same class, so
     that a setting which is left out would be the recipe's instead of its default. After an empty list there is none.
     """
-    made: list[str] = []
+    made, known = [], set[str]()
     for arg, following in zip(args, [*args[1:], ""], strict=True):
         name, equals, value = arg.partition("=")
-        if name.endswith((".strategies", ".callbacks")) and (value if equals else following).lstrip().startswith("["):
+        value = value if equals else following
+        if name == "--config":
+            lists = _lists_of(value)
+            made += [word for option in sorted(lists & known) for word in (f"--{option}", "[]")]
+            known |= lists
+        elif name.endswith((".strategies", ".callbacks")) and value.lstrip().startswith("["):
             made += [name, "[]"]
         made.append(arg)
     return made
+
+
+def _lists_of(file: str) -> set[str]:
+    """The options by which a recipe's lists are replaced; none of a file that cannot be read, of which others tell."""
+    try:
+        recipe = OmegaConf.to_container(OmegaConf.load(file))
+    except (OSError, YAMLError, OmegaConfBaseException, UnicodeDecodeError):
+        return set()
+    places = {"model.strategies": ("model", "init_args", "strategies"), "trainer.callbacks": ("trainer", "callbacks")}
+    return {option for option, place in places.items() if isinstance(_at(recipe, place), list)}
+
+
+def _at(settings: Any, place: tuple[str, ...]) -> Any:
+    """What lies in nested settings; nothing where a name is missing."""
+    for name in place:
+        settings = settings.get(name) if isinstance(settings, dict) else None
+    return settings
 
 
 def _refusal(error: BaseException) -> BaseException:
