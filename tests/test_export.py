@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from shutil import copytree
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from torch import Tensor
 from distill import backbones
 from distill.cli import main
 from distill.errors import ConfigError
-from distill.export import export, load_student, read_checkpoint
+from distill.export import export, load_student, model_card, read_checkpoint
 from distill.files import read_json, save_json
 from tests.pipelines import random_sd
 from tests.runs import checkpoint, fit_arguments, logged
@@ -214,6 +215,16 @@ def test_model_card_says_what_the_student_is(run: Path) -> None:
     names: dict = {}
     exec(code[1].replace("THIS_FOLDER", str(run / "student")), names)  # the card's own example runs
     assert names["image"].size == (32, 32)
+
+
+def test_model_card_begins_with_four_steps_of_many(sd_folder: Path) -> None:
+    """A student of many levels samples in many numbers of steps, in the order of numbers and not of letters."""
+    backbone = backbones.load(str(sd_folder))
+    calls = {str(count): {"num_inference_steps": count} for count in (1, 2, 4, 8, 16, 50)}
+    facts = {"teacher": "a", "strategies": ["b"], "steps": 1, "data": "c", "levels": []}
+    for given, first in ((calls, 4), ({"1": calls["1"]}, 1)):
+        student = SimpleNamespace(facts=facts, calls=given, backbone=backbone)
+        assert f'"YOUR PROMPT",\n    num_inference_steps={first},' in model_card(student, "StableDiffusionPipeline")
 
 
 def test_model_card_holds_the_metrics_it_is_given(run: Path, tmp_path: Path) -> None:

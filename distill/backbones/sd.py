@@ -108,10 +108,12 @@ class SDBackbone(Backbone):
     def _ddim(self) -> Any:
         from diffusers import DDIMScheduler
 
-        unclipped = {
+        settings: dict[str, Any] = {
             "clip_sample": False
-        }  # as these are latents; where a folder's scheduler is another, DDIM's is True
-        return DDIMScheduler.from_pretrained(self.path, subfolder="scheduler", **unclipped, **self.schedule)
+        }  # these are latents; a folder of another scheduler has DDIM's True
+        if self.schedule.get("rescale_betas_zero_snr"):
+            settings["timestep_spacing"] = "trailing"  # beginning at pure noise (arXiv 2305.08891, section 3.3)
+        return DDIMScheduler.from_pretrained(self.path, subfolder="scheduler", **settings | self.schedule)
 
     def config(self) -> dict[str, Any]:
         from diffusers import UNet2DConditionModel

@@ -79,13 +79,17 @@ def accepted(pipeline: Any, call: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in call.items() if name in known}
 
 
-def check_calls(student: dict[str, Any], teacher: dict[str, Any]) -> None:
-    """Refuses calls with what every batch is given here, and those of a teacher with a number of steps of its own.
+def check_calls(student: tuple[Any, dict[str, Any]], teacher: tuple[Any, dict[str, Any]]) -> None:
+    """Refuses calls with what every batch is given here or what a pipeline does not take, and those of a teacher with
+    a number of steps of its own.
+
+    Args:
+        student, teacher: each a pipeline and its call.
 
     Raises:
         ConfigError: one of these.
     """
-    for who, call in (("student", student), ("teacher", teacher)):
+    for who, (pipeline, call) in (("student", student), ("teacher", teacher)):
         if named := [name for name in GIVEN_HERE if name in call]:
             raise ConfigError(f"the {who}'s call names {', '.join(named)}, which every batch is given; leave it out")
         if (count := call.get("num_images_per_prompt")) not in (None, 1):
@@ -93,22 +97,29 @@ def check_calls(student: dict[str, Any], teacher: dict[str, Any]) -> None:
                 f"the {who}'s call asks for num_images_per_prompt={count}, and every prompt gets one image here; name "
                 "the prompt more than once"
             )
-    if named := [name for name in OWN_LEVELS if teacher.get(name) is not None]:
+        sized = SIDES if who == "teacher" else ()  # the images' size, which not every teacher is asked for
+        if named := [name for name in call if name not in (*arguments(pipeline), *sized)]:
+            raise ConfigError(
+                f"the {who}'s call names {', '.join(named)}, which a {type(pipeline).__name__} does not take; leave it "
+                "out"
+            )
+    if named := [name for name in OWN_LEVELS if teacher[1].get(name) is not None]:
         raise ConfigError(
             f"the teacher's call names {', '.join(named)}, which would set its number of steps in the place of "
             "teacher_steps; leave that out, and take no few-step student for a teacher"
         )
 
 
-def check_inputs(inputs: dict[str, Any], count: int, pipeline: Any) -> None:
-    """Refuses inputs without a value for each of `count` prompts, or that a pipeline does not take.
+def check_inputs(inputs: dict[str, Any], count: int, *pipelines: Any) -> None:
+    """Refuses inputs without a value for each of `count` prompts, or that one of the pipelines does not take.
 
     Raises:
         ConfigError: one of these.
     """
     for name, values in inputs.items():
-        if name not in arguments(pipeline) or name in GIVEN_HERE:
-            raise ConfigError(f"inputs name {name}, which a {type(pipeline).__name__} does not take; leave it out")
+        for pipeline in pipelines:
+            if name not in arguments(pipeline) or name in GIVEN_HERE:
+                raise ConfigError(f"inputs name {name}, which a {type(pipeline).__name__} does not take; leave it out")
         many = hasattr(values, "__getitem__") and not isinstance(values, str | dict)
         if not many or len(values) != count:
             got = len(values) if many else type(values).__name__

@@ -145,7 +145,7 @@ class AdaptivePipeline(DiffusionPipeline):
         self.student, self.teacher, self.judge = student, teacher, judge
         self.student_call, self.teacher_call = dict(student_call or {}), dict(teacher_call or {})
         self.teacher_call.pop("num_inference_steps", None)
-        check_calls(self.student_call, self.teacher_call)
+        check_calls((self.student, self.student_call), (self.teacher, self.teacher_call))
         self.calibration = calibration
         for pipeline in (student, teacher):
             pipeline.set_progress_bar_config(disable=True)
@@ -306,8 +306,8 @@ class AdaptivePipeline(DiffusionPipeline):
         prompts = as_prompts(prompt)
         if not prompts or batch_size < 1:
             raise ConfigError(f"give one prompt or more, and batches of 1 or more; got {len(prompts)} and {batch_size}")
-        check_calls(self.student_call, self.teacher_call)
-        check_inputs(inputs or {}, len(prompts), self.student)
+        check_calls((self.student, self.student_call), (self.teacher, self.teacher_call))
+        check_inputs(inputs or {}, len(prompts), self.student, self.teacher)
         return Asked(prompts, inputs or {}, starts_of(generator, len(prompts), self.device), batch_size)
 
     @torch.no_grad()
@@ -329,7 +329,7 @@ class AdaptivePipeline(DiffusionPipeline):
             images = fit(batch.images, size)
             starts = images.nan_to_num(0.5, 1.0, 0.0)  # a teacher may still make a picture of what is none
             if plan.latent and batch.latents is not None and batch.latents.ndim == 4 and images is batch.images:
-                starts = batch.latents
+                starts = batch.latents.nan_to_num(0.0, 0.0, 0.0)
             for index, image, score, start in zip(batch.part, images, batch.scores, starts, strict=True):
                 if score >= plan.threshold:
                     yield Decided(index, image.clone(), score, KEPT, batch.steps)
@@ -372,7 +372,7 @@ class AdaptivePipeline(DiffusionPipeline):
             raise ConfigError(f"adaptive collaboration improves by {' or '.join(MODES)}; got mode='{mode}'")
         if count is None or count < 1:
             raise ConfigError(f"give teacher_steps, how many steps the teacher improves an image with; got {count}")
-        check_calls(self.student_call, self.teacher_call)
+        check_calls((self.student, self.student_call), (self.teacher, self.teacher_call))
         threshold = self._threshold(budget, threshold, count)
         check_steps(self.teacher.scheduler, count)
         if mode == "regenerate":

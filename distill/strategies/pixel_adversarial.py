@@ -134,8 +134,9 @@ class PixelAdversarial(Strategy):
 
     def _changed(self, pictures: Tensor, batch: Batch, turn: str) -> Tensor:
         """The pictures as the vision network is to see them in a turn; the same changes for real and fake."""
+        pictures = pictures.float()  # a decoder's may be bfloat16, for which not every device resizes
         if self.changes:
-            pictures = augment(pictures.float(), batch.draws, f"pixel/{turn}/augment", self.changes)
+            pictures = augment(pictures, batch.draws, f"pixel/{turn}/augment", self.changes)
         return random_crop(pictures, self.vision.network.size, batch.draws, f"pixel/{turn}/crop")
 
     def check_judging(self) -> None:

@@ -19,7 +19,7 @@ class DiffusionPretraining(Strategy):
     """
 
     def configure(self, backbone: Backbone, teacher: Frozen) -> None:
-        self.process = teacher.network.process
+        self.process = backbone.process()  # the student's: a run may give it another schedule than its teacher's
 
     def student_loss(self, sample: Sample, batch: Batch, step: int) -> Tensor:
         t = sample.t.clamp(min=1e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from shutil import copytree
 
@@ -91,6 +92,18 @@ def test_students_schedule_may_end_at_pure_noise(prediction: str, sd_folder: Pat
     with torch.no_grad():
         x0 = denoiser(noise, torch.ones(1), backbone.text_encoder()(["a red ring"]))
     torch.testing.assert_close(ours, x0, atol=1e-3, rtol=1e-3)
+
+
+def test_a_network_of_pure_noise_is_sampled_from_there(sd_folder: Path, tmp_path: Path) -> None:
+    """Also out of a folder whose own sampler begins below, as SD 1.5's does (arXiv 2305.08891, section 3.3)."""
+    copytree(sd_folder, tmp_path / "leading")
+    file = tmp_path / "leading" / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"timestep_spacing": "leading", "steps_offset": 1}))
+    for changes, first in (({"rescale_betas_zero_snr": True}, 999), ({}, 901)):
+        schedule = {"prediction_type": "v_prediction", **changes}
+        scheduler = backbones.load(str(tmp_path / "leading"), schedule=schedule).pipeline().scheduler
+        scheduler.set_timesteps(10)
+        assert scheduler.timesteps[0] == first
 
 
 def test_schedules_that_cannot_be_are_refused(sd_folder: Path, sd3_folder: Path) -> None:

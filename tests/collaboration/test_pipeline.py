@@ -232,6 +232,16 @@ def test_bad_input_gets_a_sentence_before_anything_is_painted(options: dict, sen
         ("teacher", {"sigmas": [1.0]}, "the teacher's call names sigmas, which would set its number of steps in the p"),
         ("teacher", {"timesteps": [999]}, "the teacher's call names timesteps, .* take no few-step student for a teac"),
         ("teacher", {"denoising_end": 0.8}, "the teacher's call names denoising_end"),
+        (
+            "teacher",
+            {"guidance": 1.0},
+            "the teacher's call names guidance, which a StableDiffusionPipeline does not take",
+        ),
+        (
+            "student",
+            {"guidance": 1.0},
+            "the student's call names guidance, which a StableDiffusionPipeline does not take",
+        ),
     ],
 )
 def test_bad_calls_get_a_sentence(who: str, call: dict, sentence: str, sd_folder: Path) -> None:
@@ -241,6 +251,34 @@ def test_bad_calls_get_a_sentence(who: str, call: dict, sentence: str, sd_folder
     getattr(pipe, f"{who}_call").update(call)
     with pytest.raises(ConfigError, match=sentence):
         pipe(PROMPTS[:1], threshold=0.0, mode="regenerate", teacher_steps=3)
+
+
+def test_inputs_that_the_teacher_does_not_take_are_refused(sd_folder: Path) -> None:
+    """Instead of being the student's alone."""
+    pipe = Pair(sd_folder).pipe
+    editing = AutoPipelineForImage2Image.from_pipe(pipe.student)
+    pair = AdaptivePipeline(editing, pipe.teacher, pipe.judge, student_call={"strength": 0.5})
+    with pytest.raises(ConfigError, match="inputs name image, which a StableDiffusionPipeline does not take"):
+        pair(
+            PROMPTS[:1], threshold=0.0, mode="regenerate", teacher_steps=3, inputs={"image": torch.zeros(1, 3, 32, 32)}
+        )
+
+
+@pytest.mark.parametrize("mode", ["refine", "regenerate"])
+def test_a_teacher_makes_a_picture_of_what_is_none(mode: str, sd_folder: Path) -> None:
+    pipe = Pair(sd_folder).pipe
+    pipe.student.unet.conv_out.bias.data.fill_(float("nan"))
+    made = seeded(
+        pipe,
+        PROMPTS[:2],
+        0,
+        threshold=0.0,
+        mode=mode,
+        teacher_steps=3,
+        **({"variance": 0.5} if mode == "refine" else {}),
+    )
+    assert made.decisions == [REFINED if mode == "refine" else REGENERATED] * 2
+    assert all(torch.as_tensor(image).isfinite().all() for image in made.images)
 
 
 def test_prompts_that_are_no_texts_are_refused(sd_folder: Path) -> None:

@@ -64,6 +64,16 @@ def test_student_and_critic_play_hinge_summed_over_heads(augment: list[str] | No
     torch.testing.assert_close(game.strategy.student_loss(game.sample, game.batch, 0), expected)
 
 
+def test_pictures_of_a_bfloat16_decoder_are_enlarged(vit_folder: Path) -> None:
+    """Antialiased enlarging has no bfloat16 on a CPU; the network reads float32 in both turns, changed or not."""
+    game = Game(vit_folder, augment=[])
+    seen = []
+    read = game.strategy.vision.network.tokens
+    game.strategy.vision.network.tokens = lambda pictures: seen.append(pictures.dtype) or read(pictures)
+    game.strategy.student_loss(SimpleNamespace(pixels=game.sample.pixels.bfloat16(), t=game.sample.t), game.batch, 0)
+    assert seen == [torch.float32]
+
+
 def test_r1_is_paid_at_the_heads_inputs(vit_folder: Path) -> None:
     game = Game(vit_folder, r1=ExactR1(0.5, every=2), augment=[]).settled()
     features = [f.detach().requires_grad_() for f in game.strategy.vision.network.tokens(game.batch.pixels)]
