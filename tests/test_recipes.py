@@ -127,6 +127,19 @@ def test_diffusion2gan_runs_two_steps_from_an_earlier_stage(
     assert (tmp_path / "second" / "samples" / "step-000002.png").is_file()
 
 
+def test_the_long_recipe_of_diffusion2gan_runs_two_steps_as_it_is(tmp_path: Path) -> None:
+    """On few pairs, which it makes itself, in its own precision; its rate falls to a fiftieth."""
+    made = {"data__generation__count": 32, "data__generation__steps": 2, "data__folder": tmp_path / "pairs"}
+    kept = {"data__workers": None, "model__teacher_dtype": None, "trainer__precision": None}
+    recipe = "tiny_diffusion2gan_regression_long.yaml"
+    main(fit_arguments(recipe, Path("tiny-sd"), None, tmp_path / "run", **made, **kept))
+    values = logged(tmp_path / "run")["student/PerceptualRegression"]
+    assert len(values) == 2 and all(0 < value < 10 for value in values)
+    saved = checkpoint(tmp_path / "run")
+    assert saved["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(3e-4 / 50)
+    assert {*load_student(tmp_path / "run" / "checkpoints" / "last.ckpt").calls} == {"1"}
+
+
 def test_diffusion2gan_on_an_sd3_teacher(sd3_folder: Path, sd3_pairs: Path, tmp_path: Path) -> None:
     """The critic of a transformer, with a regression that needs no weights."""
     terms = [{"class_path": "PerceptualRegression", "init_args": {"distance": "pseudo_huber"}},
