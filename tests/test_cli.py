@@ -125,7 +125,7 @@ def test_interpolation_sees_overrides(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().out.count("teacher: other\n") == 2  # model's own, and data's through ${}
 
 
-@pytest.mark.parametrize("where", ["two words", "=", "a file"])
+@pytest.mark.parametrize("where", ["two words", "=", "a file", "a file, in short"])
 def test_a_list_of_strategies_takes_the_place_of_the_recipes(
     where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,6 +138,7 @@ def test_a_list_of_strategies_takes_the_place_of_the_recipes(
         "two words": ["--model.strategies", given],
         "=": [f"--model.strategies={given}"],
         "a file": ["--config", str(tmp_path / "mine.yaml")],
+        "a file, in short": ["-c", str(tmp_path / "mine.yaml")],
     }[where]
     with pytest.raises(SystemExit):
         main(fit_recipe(*option, "--print_config"))

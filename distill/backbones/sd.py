@@ -108,9 +108,8 @@ class SDBackbone(Backbone):
     def _ddim(self) -> Any:
         from diffusers import DDIMScheduler
 
-        settings: dict[str, Any] = {
-            "clip_sample": False
-        }  # these are latents; a folder of another scheduler has DDIM's True
+        # These are latents; where a folder's scheduler is another, DDIM's own value is True.
+        settings: dict[str, Any] = {"clip_sample": False}
         if self.schedule.get("rescale_betas_zero_snr"):
             settings["timestep_spacing"] = "trailing"  # beginning at pure noise (arXiv 2305.08891, section 3.3)
         return DDIMScheduler.from_pretrained(self.path, subfolder="scheduler", **settings | self.schedule)

@@ -107,14 +107,15 @@ class LatentsData(loading.Compared, loading.SharedFolders):
             )
 
     def _whole_and_other(self) -> bool:
-        """Whether the folder is finished, and not by what the recipe says of the making, or has more than that."""
+        """Whether the folder is finished, and not by what the recipe says of the making, or has more than that or in
+        other shards and batches."""
         if not (Path(self.folder) / MANIFEST).is_file():
             return False
         manifest = read_manifest(self.folder)
         made = manifest["settings"]
-        more, as_many = made["count"] > self.generation.count, made["count"] == self.generation.count
-        regrouped = any(made.get(key) != getattr(self.generation, key) for key in ("shard_size", "batch_size"))
-        return manifest["complete"] and (bool(self._others(made)) or more or (as_many and regrouped))
+        enough = made["count"] >= self.generation.count
+        regrouped = any(made.get(key) != getattr(self.generation, key) for key in ("count", "shard_size", "batch_size"))
+        return manifest["complete"] and (bool(self._others(made)) or (enough and regrouped))
 
     def _others(self, made: dict[str, Any]) -> list[str]:
         asked = {k: v for k, v in asdict(self.generation).items() if k not in ("count", "shard_size", "batch_size")}

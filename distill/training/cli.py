@@ -191,7 +191,7 @@ def whole_lists(args: list[str]) -> list[str]:
     for arg, following in zip(args, [*args[1:], ""], strict=True):
         name, equals, value = arg.partition("=")
         value = value if equals else following
-        if name == "--config":
+        if name in ("-c", "--config"):
             lists = _lists_of(value)
             made += [word for option in sorted(lists & known) for word in (f"--{option}", "[]")]
             known |= lists

@@ -65,7 +65,7 @@ def test_student_and_critic_play_hinge_summed_over_heads(augment: list[str] | No
 
 
 def test_pictures_of_a_bfloat16_decoder_are_enlarged(vit_folder: Path) -> None:
-    """Antialiased enlarging has no bfloat16 on a CPU; the network reads float32 in both turns, changed or not."""
+    """Antialiased enlarging has no bfloat16 on a CPU; the network reads float32, also where nothing is changed."""
     game = Game(vit_folder, augment=[])
     seen = []
     read = game.strategy.vision.network.tokens
