@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from distill.data.loading import batches
 from distill.diffusion.sampling import own_noise
 from distill.errors import ConfigError
 
+T = TypeVar("T")
 SOFTWARE = ("Software", "distill")  # what the PNG files written here say of themselves
 
 
@@ -185,15 +187,31 @@ def _names(rows: Sequence[str], height: int) -> Tensor:
     return to_tensor(strip)
 
 
-def save_samples(images: Tensor, prompts: list[str], folder: str | Path) -> None:
-    """Writes pictures `[N, 3, H, W]` in [0, 1] as 00000.png and so on, with their N prompts in prompts.txt.
+def save_samples(images: Iterable[Tensor], prompts: list[str], folder: str | Path, shown: int = 0) -> list[Tensor]:
+    """Writes N prompts as prompts.txt, and each picture, as it comes, as 00000.png and so on.
 
     Of an earlier call into the same folder nothing is left: its pictures are those that say they are this package's.
+
+    Args:
+        images: N pictures `[3, H, W]` in [0, 1], also as a tensor; none but the first `shown` is held.
+        prompts: N.
+        folder: where they are written.
+        shown: how many to return.
     """
-    for index, image in enumerate(images):
-        save_png(image, Path(folder) / f"{index:05d}.png")
-    remove_samples(folder, first=len(images))
+    coming, kept = begun(images), list[Tensor]()
+    remove_samples(folder)
     save_prompts(prompts, folder)
+    for index, image in enumerate(coming):
+        save_png(image, Path(folder) / f"{index:05d}.png")
+        if index < shown:
+            kept.append(image)
+    return kept
+
+
+def begun(items: Iterable[T]) -> Iterator[T]:
+    """The items, of which the first is made already: what cannot be made fails before anything is done with it."""
+    coming = iter(items)
+    return chain(list(islice(coming, 1)), coming)
 
 
 def check_samples(folder: str | Path, count: int) -> None:
@@ -207,10 +225,10 @@ def check_samples(folder: str | Path, count: int) -> None:
             raise ConfigError(f"'{path}' was not written by distill and would be lost; give another --output")
 
 
-def remove_samples(folder: str | Path, first: int = 0) -> None:
-    """Removes what an earlier call painted into a folder, from picture `first` on; others' pictures stay."""
-    for path in Path(folder).glob("[0-9]" * 5 + ".png"):
-        if int(path.stem) >= first and _painted_here(path):
+def remove_samples(folder: str | Path) -> None:
+    """Removes what an earlier call painted into a folder, and its grid; others' pictures stay."""
+    for path in (*Path(folder).glob("[0-9]" * 5 + ".png"), Path(folder) / "grid.png"):
+        if path.is_file() and _painted_here(path):
             path.unlink()
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from omegaconf import OmegaConf
+from torchvision.io import decode_image
 
 from distill.cli import COMMANDS, HELP, main
 from distill.training import parallel
@@ -375,6 +376,14 @@ def test_a_machine_without_a_gpu_is_told_so(tmp_path: Path, capsys: pytest.Captu
 def test_one_prompt_needs_no_list(tmp_path: Path) -> None:
     main(["sample", "--pipeline", "tiny-sd", "--prompt", "a red ring", "--steps", "1", "--output", str(tmp_path)])
     assert (tmp_path / "00000.png").is_file() and (tmp_path / "prompts.txt").read_text() == "a red ring\n"
+
+
+def test_a_grid_shows_eight_rows_at_most(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--prompt", json.dumps(["a red ring"] * 10), "--steps", "1", "--columns", "1", "--output", str(tmp_path)]
+    main(["sample", "--pipeline", "tiny-sd", *asked])
+    assert f"10 images and a grid of the first 8 are in {tmp_path}" in capsys.readouterr().out
+    assert decode_image(str(tmp_path / "grid.png")).shape == (3, 8 * (32 + 2) + 2, 32 + 4)
+    assert len(list(tmp_path.glob("0*.png"))) == 10
 
 
 @pytest.mark.parametrize(("name", "count"), [("00001.png", 2), ("grid.png", 1)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from distill import backbones
 from distill.errors import ConfigError
-from distill.inference import Painter, grid, open_painter, pick_device, save_samples
+from distill.inference import Painter, grid, open_painter, pick_device, save_png, save_samples
 from tests.pipelines import safety_checker
 
 PROMPTS = ["a red ring", "a blue square", "a large green cross"]
@@ -71,6 +72,31 @@ def test_samples_take_the_place_of_an_earlier_calls_and_of_nothing_else(tmp_path
     save_samples(images[:1], PROMPTS[:1], tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["00000.png", "00007.png", "prompts.txt"]
     assert (tmp_path / "prompts.txt").read_text() == PROMPTS[0] + "\n"
+
+
+def test_samples_are_written_as_they_come(tmp_path: Path) -> None:
+    """None but those to be shown is held; what an earlier call painted stays until the first of this one is there."""
+    save_samples(torch.rand(3, 3, 4, 4), PROMPTS, tmp_path)
+    save_png(torch.rand(3, 4, 4), tmp_path / "grid.png")
+
+    def broken() -> Iterator[torch.Tensor]:
+        raise ConfigError("no such size")
+        yield
+
+    with pytest.raises(ConfigError):
+        save_samples(broken(), PROMPTS, tmp_path)
+    assert len(list(tmp_path.glob("*.png"))) == 4
+
+    written: list[int] = []
+
+    def coming() -> Iterator[torch.Tensor]:
+        for _ in range(5):
+            written.append(len(list(tmp_path.glob("*.png"))))
+            yield torch.rand(3, 4, 4)
+
+    shown = save_samples(coming(), ["a"] * 5, tmp_path, shown=2)
+    assert written == [4, 1, 2, 3, 4] and len(shown) == 2
+    assert sorted(file.name for file in tmp_path.iterdir()) == [*(f"{n:05d}.png" for n in range(5)), "prompts.txt"]
 
 
 def test_a_prompt_is_one_line_of_the_listing(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -175,11 +176,20 @@ class Backbone:
         """What this package wrote beside the pipeline, on disk or on the hub."""
         file = Path(self.path) / CALL_FILE
         if not Path(self.path).is_dir():
-            from huggingface_hub import hf_hub_download
-            from huggingface_hub.errors import EntryNotFoundError
+            from huggingface_hub import hf_hub_download, try_to_load_from_cache
+            from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
             try:
                 file = Path(hf_hub_download(self.path, CALL_FILE))
+            except LocalEntryNotFoundError:
+                if try_to_load_from_cache(self.path, CALL_FILE) is None:  # which has never been asked either
+                    warnings.warn(
+                        f"the hub cannot be asked whether '{self.path}' has a {CALL_FILE}, so it is taken for a "
+                        "pipeline of others; if this package exported it, run "
+                        f"`hf download {self.path} {CALL_FILE}` where there is a network",
+                        stacklevel=2,
+                    )
+                return {}
             except EntryNotFoundError:  # a pipeline that is not of ours
                 return {}
         return read_json(file) if file.is_file() else {}

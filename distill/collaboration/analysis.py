@@ -121,7 +121,7 @@ def findings(rows: dict[str, list[float]]) -> dict[str, Any]:
     Args:
         rows: as `analyse` returns them.
     """
-    found = {name: torch.tensor(values) for name, values in rows.items()}
+    found = {name: torch.tensor(values, dtype=torch.float64) for name, values in rows.items()}
     wins, gap = found["vote"] > 0, (found["student"] - found["teacher"]).abs()
     rank = found["distance"].argsort().argsort() / max(len(wins) - 1, 1)
     return {

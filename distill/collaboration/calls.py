@@ -19,6 +19,7 @@ from distill.errors import ConfigError
 SIDES = ("height", "width")
 WATCHED = "callback_on_step_end"  # the argument of most pipelines that is told of every step
 GIVEN_HERE = ("prompt", "generator", "output_type", "return_dict", WATCHED)  # to every batch, so by no call
+TEXTS = ("prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3")  # of every sample
 OWN_LEVELS = ("timesteps", "sigmas", "denoising_start", "denoising_end")  # that set a number of steps of their own
 
 
@@ -49,9 +50,10 @@ def paint(
         seen["latents"] = tensors["latents"]
         return {}
 
+    texts = {name: [call[name]] * len(prompts) for name in TEXTS if isinstance(call.get(name), str)}
     watched = {WATCHED: note} if WATCHED in arguments(pipeline) else {}
     with scaled_noise(pipeline.scheduler), own_noise(pipeline.scheduler, generators):
-        answer = pipeline(prompt=prompts, generator=generators, output_type="pt", **{**call, **watched})
+        answer = pipeline(prompt=prompts, generator=generators, output_type="pt", **{**call, **texts, **watched})
     return answer.images.float().cpu(), seen["latents"], seen["steps"] or len(pipeline.scheduler.timesteps)
 
 
@@ -204,10 +206,17 @@ def own_size(pipeline: Any) -> dict[str, int]:
     return {name: n * factor for name, n in zip(SIDES, pair, strict=True)}
 
 
-def at_own_size(student: Any, teacher: Any, call: dict[str, Any]) -> dict[str, Any]:
-    """The teacher's call, with its own size where the two pipelines' own sizes differ and it names none."""
-    size = own_size(teacher)
-    return call if size == own_size(student) else {**size, **call}
+def at_own_size(student: tuple[Any, dict[str, Any]], teacher: tuple[Any, dict[str, Any]]) -> dict[str, Any]:
+    """The teacher's call, with the teacher's own size where that is another than what the student paints and the call
+    names none; not where the student paints another format, which would be squeezed.
+
+    Args:
+        student, teacher: each a pipeline and its call.
+    """
+    painted = own_size(student[0]) | {side: student[1][side] for side in SIDES if student[1].get(side)}
+    size, call = own_size(teacher[0]), teacher[1]
+    wide, high = (size.get(side, 1) / painted.get(side, size.get(side, 1)) for side in SIDES)
+    return call if size == painted or wide != high else {**size, **call}
 
 
 def fit(images: Tensor, size: dict[str, int]) -> Tensor:

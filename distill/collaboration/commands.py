@@ -21,6 +21,7 @@ from distill.data import shapes
 from distill.data.prompts import read_prompts
 from distill.files import written_whole
 from distill.inference import (
+    begun,
     grid,
     open_painter,
     open_student_painter,
@@ -55,7 +56,7 @@ def open_pair(
     other = open_painter(teacher, None, teacher_guidance, solver, device)
     made = Calibration.load(calibration) if calibration else None
     decides = open_judge(judge, pick_device(device))
-    call = at_own_size(painter.pipeline, other.pipeline, other.call)
+    call = at_own_size((painter.pipeline, painter.call), (other.pipeline, other.call))
     pair = AdaptivePipeline(painter.pipeline, other.pipeline, decides, made, painter.call, call)
     pair.set_progress_bar_config(desc="painting", unit="image")  # type: ignore[attr-defined]
     return pair
@@ -137,12 +138,12 @@ def collaborate(
 
 def _written(stream: Any, prompts: list[str], folder: Path, compare: int) -> tuple[list[Decided], list[Tensor]]:
     """Writes what comes; what was decided without the images, and the first images."""
+    coming = begun(stream)
     remove_samples(folder)
-    for name in ("decisions.csv", "grid.png"):
-        (folder / name).unlink(missing_ok=True)
+    (folder / "decisions.csv").unlink(missing_ok=True)
     save_prompts(prompts, folder)
     decided, shown = [], {}
-    for one in stream:
+    for one in coming:
         save_png(one.image, folder / f"{one.index:05d}.png")
         decided.append(one.without_image())
         if one.index < compare:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -150,7 +151,8 @@ class AdaptivePipeline(DiffusionPipeline):
         for pipeline in (student, teacher):
             pipeline.set_progress_bar_config(disable=True)
         self._refiner: Any = None
-        self._one_latent_space: bool | None = None  # compared once: an autoencoder is large
+        self._refines: list[Any] = []  # the teacher and its parts that the refiner was made of
+        self._compared: tuple[Any, Any, bool] | None = None  # autoencoders, once: they are large
 
     # What a pipeline is asked for -----------------------------------------------------------------------------------
 
@@ -383,10 +385,15 @@ class AdaptivePipeline(DiffusionPipeline):
         if value is None or not 0 < value < 1:
             raise ConfigError(f"{name} must lie between 0 and 1; got {value}")
         schedule = cut(self.refiner.scheduler, count, variance, strength)  # the teacher's, if it can refine at all
-        if self._one_latent_space is None:
-            self._one_latent_space = same_autoencoder(self.student, self.teacher)
-        latent = self._one_latent_space and "mask_image" not in arguments(self.teacher)
+        latent = self._one_latent_space() and "mask_image" not in arguments(self.teacher)
         return Plan(threshold, count, schedule, count / schedule, latent)
+
+    def _one_latent_space(self) -> bool:
+        """Whether student and teacher mean the same by latents."""
+        one, other = (getattr(pipeline, "vae", None) for pipeline in (self.student, self.teacher))
+        if self._compared is None or self._compared[0] is not one or self._compared[1] is not other:
+            self._compared = one, other, same_autoencoder(self.student, self.teacher)
+        return self._compared[2]
 
     def _threshold(self, budget: float | None, threshold: float | None, teacher_steps: int) -> float:
         if threshold is not None and budget is not None:
@@ -462,26 +469,30 @@ class AdaptivePipeline(DiffusionPipeline):
         Raises:
             ConfigError: there is none, or it begins with an image already.
         """
-        if self._refiner is None:
-            known = arguments(self.teacher)
-            if "mask_image" in known:
-                self._refiner = self.teacher
-            elif "strength" in known:
-                raise ConfigError(
-                    f"a {type(self.teacher).__name__} begins with the image that is edited, so it cannot refine "
-                    "another; use mode='regenerate'"
-                )
-            else:
-                try:
-                    self._refiner = AutoPipelineForImage2Image.from_pipe(self.teacher)
-                except ValueError as error:
-                    raise ConfigError(
-                        f"diffusers has no image-to-image form of a {type(self.teacher).__name__}; use "
-                        "mode='regenerate'"
-                    ) from error
-                self._refiner.set_progress_bar_config(disable=True)
-        self._refiner.scheduler = self.teacher.scheduler  # it may have been exchanged
+        now = [self.teacher, *(part for name, part in self.teacher.components.items() if name != "scheduler")]
+        same = len(now) == len(self._refines) and all(map(operator.is_, now, self._refines))
+        if self._refiner is None or not same:  # either may have been exchanged
+            self._refiner, self._refines = self._new_refiner(), now
+        self._refiner.scheduler = self.teacher.scheduler
         return self._refiner
+
+    def _new_refiner(self) -> Any:
+        known = arguments(self.teacher)
+        if "mask_image" in known:
+            return self.teacher
+        if "strength" in known:
+            raise ConfigError(
+                f"a {type(self.teacher).__name__} begins with the image that is edited, so it cannot refine another; "
+                "use mode='regenerate'"
+            )
+        try:
+            refiner = AutoPipelineForImage2Image.from_pipe(self.teacher)
+        except ValueError as error:
+            raise ConfigError(
+                f"diffusers has no image-to-image form of a {type(self.teacher).__name__}; use mode='regenerate'"
+            ) from error
+        refiner.set_progress_bar_config(disable=True)
+        return refiner
 
     # What is kept ---------------------------------------------------------------------------------------------------
 

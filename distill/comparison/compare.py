@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -42,7 +43,8 @@ def compare(comparison: Comparison) -> list[dict[str, Any]]:
         Every row there is, with its values.
 
     Raises:
-        ConfigError: trainings that failed or pipelines that cannot be opened, once all others are done.
+        ConfigError: trainings that failed, pipelines that cannot be opened and rows that cannot be measured, once all
+            others are done.
     """
     kept = kept_rows(comparison.results)
     groups: dict[Path, list[Row]] = {}
@@ -60,7 +62,7 @@ def compare(comparison: Comparison) -> list[dict[str, Any]]:
             with Lock(path) as lock:
                 if lock.mine:
                     try:
-                        _finish(groups.pop(path), comparison, lock)
+                        failures += _finish(groups.pop(path), comparison, lock)
                     except ConfigError as error:
                         failures.append(str(error))
         if groups:
@@ -92,16 +94,34 @@ def kept_rows(results: str | Path | None) -> dict[str, dict[str, Any]]:
         ) from error
 
 
-def _finish(rows: list[Row], comparison: Comparison, lock: Lock) -> None:
-    """Measures those of the rows that are not there."""
+def _finish(rows: list[Row], comparison: Comparison, lock: Lock) -> list[str]:
+    """Measures those of the rows of one training that are not there; a sentence for each where that fails.
+
+    Raises:
+        ConfigError: the training failed, or nothing can be opened.
+    """
+    failures = []
     for row in rows:
-        file = row.file(comparison)
-        if not file.is_file():
-            painter, cost = _open(row, comparison, lock)
-            values = _measured(painter, comparison, file.with_suffix(""))
-            about = {"steps": row.steps, "train_seed": row.seed, "date": today(), "machine": machine(), **cost}
-            save_json(about | values, file)
-            print(f"{row.entry.name}, {row.steps} steps: {_short(values, comparison.names)}", file=sys.stderr)
+        if not row.file(comparison).is_file():
+            try:
+                _measure(row, comparison, lock)
+            except (
+                RuntimeError,
+                FloatingPointError,
+            ) as error:  # memory that ran out, say
+                traceback.print_exc()
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                failures.append(f"the entry '{row.entry.name}' could not be measured at {row.steps} steps ({reason})")
+    return failures
+
+
+def _measure(row: Row, comparison: Comparison, lock: Lock) -> None:
+    file = row.file(comparison)
+    painter, cost = _open(row, comparison, lock)
+    values = _measured(painter, comparison, file.with_suffix(""))
+    about = {"steps": row.steps, "train_seed": row.seed, "date": today(), "machine": machine(), **cost}
+    save_json(about | values, file)
+    print(f"{row.entry.name}, {row.steps} steps: {_short(values, comparison.names)}", file=sys.stderr)
 
 
 def _open(row: Row, comparison: Comparison, lock: Lock) -> tuple[Painter, dict[str, Any]]:
@@ -123,7 +143,7 @@ def _adaptive(student: Painter, how: Adaptive, budget: int, comparison: Comparis
     """A student whose teacher improves as many images as the budget allows."""
     teacher = open_painter(how.teacher, solver=how.solver)
     judge = open_judge(how.judge, pick_device("auto"))
-    own = at_own_size(student.pipeline, teacher.pipeline, teacher.call)
+    own = at_own_size((student.pipeline, student.call), (teacher.pipeline, teacher.call))
     pair = AdaptivePipeline(student.pipeline, teacher.pipeline, judge, None, student.call, own)
     pair.set_progress_bar_config(disable=True)  # type: ignore[attr-defined]
     call: dict[str, Any] = {"mode": how.mode, "variance": how.variance, "teacher_steps": how.teacher_steps}
@@ -211,6 +231,8 @@ def _measured(painter: Painter, comparison: Comparison, folder: Path) -> dict[st
         measure.begin(setting, painter)
     stream = painter.stream(setting.prompts, setting.seed, setting.batch_size)
     for part, images in tracked(stream, "painting", -(-comparison.samples // comparison.batch_size)):
+        if not images.isfinite().all():
+            raise FloatingPointError("it paints pictures that are no finite numbers")
         for measure in comparison.measures:
             measure.update(part, images)
         shown += [image for index, image in zip(part, images, strict=True) if index < SHOWN]
@@ -223,7 +245,8 @@ def _measured(painter: Painter, comparison: Comparison, folder: Path) -> dict[st
     numbers = {name: value for values in found for name, value in values.items()}
     if spent:
         numbers["steps_spent"] = round(mean(spent), 4)
-    seconds = painter.seconds_per_image(setting.prompts[: TIMED_TOGETHER if spent else TIMED])
+    together = TIMED_TOGETHER if spent else min(TIMED, setting.batch_size)
+    seconds = painter.seconds_per_image(setting.prompts[:together])
     return {**numbers, "seconds_per_image": round(seconds, 5), "samples": comparison.samples, "seed": comparison.seed,
             "reference": against}  # fmt: skip
 

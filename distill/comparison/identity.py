@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from distill.files import ASSETS, checksum, pieces
+
+NETWORKS = ("teacher", "student_init", "vision", "image", "text", "weights")  # settings that may name one on disk
 
 
 def stamp(path: Path) -> list[Any] | None:
@@ -48,6 +50,21 @@ def named(value: Any, look: Callable[[Path], Any] = stamp) -> dict[str, Any]:
     shipped = weights(parts)
     places = {part: found for part in parts if part and part not in shipped and (found := look(Path(part)))}
     return shipped | places
+
+
+def networks(settings: Any) -> dict[str, Any]:
+    """What the networks of a training are: the package's own weights that its settings name anywhere, and the files and
+    folders that stand for one of `NETWORKS`.
+    """
+    return weights(settings) | named(list(_networks(settings)))
+
+
+def _networks(settings: Any) -> Iterator[str]:
+    for name, value in settings.items() if isinstance(settings, dict) else enumerate(settings):
+        if isinstance(value, dict | list):
+            yield from _networks(value)
+        elif isinstance(value, str) and str(name).split(".")[-1] in NETWORKS:
+            yield value
 
 
 def _suffixes(text: str) -> list[str]:

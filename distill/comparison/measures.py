@@ -151,6 +151,7 @@ class RealImages(Measure):
 
     def check(self, setting: Setting) -> None:
         next(reference_images(self.reference, (8, 8)))
+        self._open("cpu")
 
     def begin(self, setting: Setting, painter: Painter) -> None:
         self.cache, self.seen, self.size = setting.cache, [], (0, 0)  # type: ignore[var-annotated]
@@ -168,18 +169,21 @@ class RealImages(Measure):
 
     @cached_property
     def network(self) -> Any:
-        """Images in [0, 1] -> features `[B, 2048]`."""
+        """Images of 8-bit values -> features `[B, 2048]`."""
+        return self._open(pick_device("auto"))
+
+    def _open(self, device: str | torch.device) -> Any:
         from torchmetrics.image.fid import NoTrainInceptionV3
 
-        return NoTrainInceptionV3("inception-v3-compat", ["2048"], self.inception).eval().to(pick_device("auto"))
+        return NoTrainInceptionV3("inception-v3-compat", ["2048"], self.inception).eval().to(device)
 
     @torch.no_grad()
     def _features(self, images: Tensor) -> Tensor:
         where = pick_device("auto")
-        return self.network((images * 255).clamp(0, 255).to(where, torch.uint8)).cpu()
+        return self.network((images * 255).round().clamp(0, 255).to(where, torch.uint8)).cpu()
 
     def _real(self) -> Tensor:
-        about = [named([self.reference, self.inception]), self.size, self.inception]
+        about = [named([self.reference, self.inception]), self.size, self.inception, "rounded to 8 bits"]
         file = self.cache / f"{digest(about)}.pt"
         if not file.is_file():
             images = reference_images(self.reference, self.size)
@@ -207,6 +211,7 @@ class Judged(Measure):
 
     def check(self, setting: Setting) -> None:
         check_judge(self.judge)
+        open_judge(self.judge, torch.device("cpu"))  # and not kept: the accelerator is the trainings' now
 
     def begin(self, setting: Setting, painter: Painter) -> None:
         self.prompts, self.scores = setting.prompts, []  # type: ignore[var-annotated]

@@ -12,7 +12,7 @@ import yaml
 
 from distill.collaboration.judges import check_judge
 from distill.collaboration.pipeline import MODES
-from distill.comparison.identity import digest, named, stamp, weights
+from distill.comparison.identity import digest, named, networks, stamp, weights
 from distill.comparison.measures import Drawn, Measure, Setting, specification
 from distill.data import shapes
 from distill.data.prompts import read_prompts
@@ -252,7 +252,7 @@ class Row:
     def _training(self, comparison: Comparison) -> list[Any]:
         """All that tells what is measured from anything else."""
         first = self.before(comparison)
-        mine = [comparison.contents[self.entry.name], self.entry.options, weights(self.entry.options)]
+        mine = [comparison.contents[self.entry.name], self.entry.options, networks(self.entry.options)]
         return [*mine, *([first._training(comparison)] if first else [])]
 
 
@@ -268,7 +268,8 @@ def contents(entry: Entry) -> Any:
     """What tells a changed recipe, checkpoint or pipeline from the one that was measured.
 
     A recipe's comments are no change; other weights under a name of the package are, and other files of a pipeline's
-    folder. What a name of the hub stands for, and data in a folder, are not looked at.
+    folder, or of a network that the recipe begins from or asks. What a name of the hub stands for, and data in a
+    folder, are not looked at.
 
     Raises:
         ConfigError: a recipe that is no YAML.
@@ -281,7 +282,7 @@ def contents(entry: Entry) -> Any:
             raise ConfigError(
                 f"the recipe '{entry.recipe}' of the entry '{entry.name}' is no YAML: {reason}"
             ) from error
-        return [recipe, weights(recipe)]
+        return [recipe, networks(recipe)]
     if entry.checkpoint:
         return [entry.checkpoint, stamp(Path(entry.checkpoint))]
     shipped = weights(entry.pipeline)

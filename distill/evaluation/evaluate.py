@@ -16,7 +16,7 @@ from distill.data.images import resize_and_crop
 from distill.data.loading import batches
 from distill.data.shapes_data import HELD_OUT, ShapesDataset
 from distill.errors import ConfigError
-from distill.evaluation.metrics import Alignment, ClipScore, FidShapes, inception_fid
+from distill.evaluation.metrics import Alignment, ClipScore, FidShapes, as_written, inception_fid
 from distill.inference import Painter
 from distill.progress import tracked
 
@@ -101,13 +101,13 @@ def evaluate_on_images(
     size: tuple[int, int] | None = None
     for part, images in _tracked(painter.stream(asked, seed, batch_size), samples, batch_size):
         size = (images.shape[-2], images.shape[-1])
-        fid.update(images.to(device), real=False)
+        fid.update(as_written(images.to(device)), real=False)
         if score is not None:
             score.update(images.to(device), [asked[index] for index in part])
     assert size is not None
     count = 0
     for image in reference_images(reference, size):
-        fid.update(image[None].to(device), real=True)
+        fid.update(as_written(image[None].to(device)), real=True)
         count += 1
     values = {"fid_inception": fid.compute().item()} | ({"clip_score": score.compute().item()} if score else {})
     return {**values, "samples": samples, "seed": seed, "reference": f"{count} images of {reference}"}

@@ -173,8 +173,13 @@ class ClipDirection(ClipScore):
         self.count += len(after)
 
 
+def as_written(images: Tensor) -> Tensor:
+    """Images in [0, 1] as a PNG file of them would hold them: rounded to 8 bits, where torchmetrics would cut off."""
+    return (images * 255).round().clamp(0, 255) / 255
+
+
 def inception_fid(weights: str | Path | None = None) -> Any:
-    """Fréchet Inception distance (torchmetrics); images are floats in [0, 1].
+    """Fréchet Inception distance (torchmetrics); images are floats in [0, 1], see `as_written`.
 
     Args:
         weights: torch-fidelity's Inception weight file; downloaded if not given.

@@ -20,7 +20,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from distill.data import shapes
 from distill.errors import ConfigError, at_least_one
-from distill.evaluation.metrics import Alignment, ClipScore, FidShapes, inception_fid
+from distill.evaluation.metrics import Alignment, ClipScore, FidShapes, as_written, inception_fid
 from distill.files import aside, go_on_taking, remove, take_place
 from distill.frozen import Frozen
 from distill.inference import Painter, grid, save_png
@@ -133,9 +133,12 @@ class Evaluation(L.Callback):
         for n, metrics in self.metrics.items():
             images = self.painters[n](prompts, self.seed + first, len(prompts)).to(module.device)
             for metric in metrics.values():
-                if isinstance(metric, FrechetInceptionDistance):
+                if isinstance(metric, FidShapes):
                     metric.update(real, real=True)
                     metric.update(images, real=False)
+                elif isinstance(metric, FrechetInceptionDistance):
+                    metric.update(as_written(real), real=True)
+                    metric.update(as_written(images), real=False)
                 else:
                     metric.update(images, prompts)
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from shutil import copytree
 
+import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from distill import backbones
 from distill.backbones.base import same_network
+from distill.backbones.sd import SDBackbone
 from distill.data import shapes
 from distill.errors import ConfigError
 from distill.inference import open_painter
@@ -190,3 +194,18 @@ def test_sizes_that_the_autoencoder_would_cut_are_refused(sd_folder: Path) -> No
     for side in (0, -backbone.factor, backbone.factor + 1):
         with pytest.raises(ConfigError, match=f"positive multiples of {backbone.factor} pixels; got {side}"):
             backbone.latent_shape(side, None)
+
+
+def test_a_hub_that_cannot_be_asked_is_no_silent_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exported student must not quietly become a pipeline of others; what is known to be none needs no word."""
+
+    def unreached(*_: object) -> str:
+        raise LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreached)
+    with pytest.warns(UserWarning, match=r"cannot be asked whether 'someone/student' has a distill.json"):
+        assert SDBackbone("someone/student").calls == {}
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: object())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert SDBackbone("someone/pipeline").call == {}

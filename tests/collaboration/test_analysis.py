@@ -55,6 +55,19 @@ def test_findings_of_rows_made_by_hand() -> None:
     assert found["agreement"]["full_reference"] == 1.0
 
 
+def test_scores_that_differ_beyond_single_precision_differ() -> None:
+    """The shapes judge gives most of a teacher's pictures a score within 1e-8 of 1."""
+    count = 100
+    rows = {name: [float(index) for index in range(count)] for name in ("distance", "words", "curvature", "complexity")}
+    scores = [1 - 1e-9 * (1 + index) for index in range(count)]
+    rows |= {
+        "student": scores,
+        "teacher": [1 - 5.05e-8] * count,
+        "vote": [1.0 if index < 50 else -1.0 for index in range(count)],
+    }
+    assert findings(rows)["agreement"]["full_reference"] == 1.0
+
+
 def test_intervals_narrow_with_the_number_of_images() -> None:
     """Near the normal approximation of a share's interval."""
     for count in (100, 1600):

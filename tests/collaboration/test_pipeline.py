@@ -404,6 +404,33 @@ def test_an_exchanged_scheduler_refines_too(sd3_folder: Path) -> None:
     assert not torch.allclose(before, after, atol=1e-3)
 
 
+def test_an_exchanged_teacher_or_network_refines_too(sd_folder: Path) -> None:
+    pair, other = Pair(sd_folder), Pair(sd_folder).pipe.teacher
+    for parameter in other.unet.parameters():
+        parameter.data.mul_(0.5)
+    before = pair.painted(2, threshold=9.0).images
+    first, pair.pipe.teacher = pair.pipe.teacher, other
+    after = pair.painted(2, threshold=9.0).images
+    fresh = AdaptivePipeline(
+        pair.pipe.student, other, pair.pipe.judge, None, pair.pipe.student_call, pair.pipe.teacher_call
+    )
+    pair.pipe, exchanging = fresh, pair.pipe
+    assert torch.equal(after, pair.painted(2, threshold=9.0).images) and not torch.equal(after, before)
+    exchanging.teacher = first
+    first.unet = other.unet
+    pair.pipe = exchanging
+    assert torch.equal(after, pair.painted(2, threshold=9.0).images)
+
+
+def test_one_negative_prompt_is_every_samples(pair: Pair) -> None:
+    """Pipelines of SD take a list of prompts with a list of these alone."""
+    answers = []
+    for teacher_call in ({}, {"negative_prompt": "blurred"}):
+        pair.pipe.teacher_call |= teacher_call
+        answers.append(pair.painted(3, threshold=9.0, mode="regenerate", batch_size=2).images)
+    assert not torch.equal(*answers)
+
+
 def test_schedulers_that_ask_more_than_once_a_step_are_refused(sd_folder: Path) -> None:
     pipe = Pair(sd_folder).pipe
     for name in ("PNDMScheduler", "HeunDiscreteScheduler"):

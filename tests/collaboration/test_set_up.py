@@ -279,9 +279,15 @@ def test_sizes_that_pipelines_have_by_themselves(sd_folder: Path, sdxl_folder: P
     for folder in (sd_folder, sdxl_folder, sd3_folder):
         teacher = open_painter(str(folder)).pipeline
         assert own_size(teacher) == {"height": 32, "width": 32}
-        assert at_own_size(student, teacher, {"guidance_scale": 2.0}) == {"guidance_scale": 2.0}
+        for sides in ({}, {"height": 32}, {"height": 32, "width": 32}):
+            call = at_own_size((student, sides), (teacher, {"guidance_scale": 2.0}))
+            assert call == {"guidance_scale": 2.0}
+        small = (student, {"height": 16, "width": 16})
+        assert at_own_size(small, (teacher, {})) == {"height": 32, "width": 32}, "a student that was trained smaller"
+        wide = (student, {"height": 16, "width": 32})
+        assert at_own_size(wide, (teacher, {})) == {}, "another format would be squeezed"
     teacher.default_sample_size = 16
-    assert at_own_size(student, teacher, {"height": 48}) == {"height": 48, "width": 64}
+    assert at_own_size((student, {}), (teacher, {"height": 48})) == {"height": 48, "width": 64}
     teacher.vae_scale_factor = None
     assert own_size(teacher) == {}
 

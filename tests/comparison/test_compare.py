@@ -21,7 +21,7 @@ import yaml
 from distill.cli import main
 from distill.collaboration.calibration import Calibration, prompts_hash
 from distill.comparison.claims import Claim, Source, check, judge
-from distill.comparison.compare import _cost, _open, _trained, compare
+from distill.comparison.compare import _cost, _measured, _open, _trained, compare
 from distill.comparison.identity import weights
 from distill.comparison.measures import Diversity, Drawn, LikeTeacher
 from distill.comparison.report import _claims, markdown, summary
@@ -29,6 +29,7 @@ from distill.comparison.rows import Adaptive, Comparison, Entry, Row, rows_of
 from distill.data import shapes
 from distill.errors import ConfigError
 from distill.files import Lock, save_json
+from distill.inference import open_painter
 from tests.runs import ROOT
 
 
@@ -104,6 +105,53 @@ def test_other_weights_under_a_name_are_another_row(tmp_path: Path) -> None:
         listed = Comparison([Entry("a", pipeline=str(folder), steps=[1])], "report", runs=str(tmp_path))
         files += [row.file(listed) for row in rows_of(listed)]
     assert files[0] != files[1] == files[2]
+
+
+@pytest.mark.parametrize("setting", ["teacher", "student_init"])
+@pytest.mark.parametrize("place", ["recipe", "options"])
+def test_another_network_in_the_place_of_one_on_disk_is_another_training(
+    setting: str, place: str, tmp_path: Path
+) -> None:
+    network, recipe, runs = tmp_path / "network", tmp_path / "recipe.yaml", []
+    written = {"model": {"init_args": {setting: str(network)}}} if place == "recipe" else {}
+    options = {} if written else {f"model.{setting}": str(network)}
+    save_json(written, recipe)
+    for content in ("one", "another"):
+        network.write_text(content)
+        entry = Entry("a", recipe=str(recipe), options=options, steps=[1])
+        listed = Comparison([entry], "report", runs=str(tmp_path / "runs"))
+        runs += [row.run(listed) for row in rows_of(listed)]
+    assert runs[0] != runs[1]
+
+
+def test_a_row_that_cannot_be_measured_stops_no_other(
+    sd_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    diverged = shutil.copytree(sd_folder, tmp_path / "diverged")
+    (file,) = (diverged / "unet").glob("*.safetensors")
+    save_file({name: tensor * float("nan") for name, tensor in load_file(file).items()}, file)
+    names = {"diverged": diverged, "fine": sd_folder}
+    entries = [{"name": name, "pipeline": str(folder), "steps": [1]} for name, folder in names.items()]
+    config = {"entries": entries, "output": str(tmp_path / "out"), "runs": str(tmp_path / "runs"), "samples": 100}
+    save_json(config, tmp_path / "list.yaml")
+    with pytest.raises(SystemExit) as stopped:
+        main(["compare", "--config", str(tmp_path / "list.yaml")])
+    sentence = "the entry 'diverged' could not be measured at 1 steps (FloatingPointError: it paints pictures that are"
+    assert stopped.value.code == 2 and sentence in capsys.readouterr().err
+    (row,) = (tmp_path / "runs" / "rows").glob("*.json")
+    assert row.name.startswith(sd_folder.name)
+
+
+def test_the_timed_call_is_no_larger_than_others(sd_folder: Path, tmp_path: Path) -> None:
+    """Or memory that suffices for all images would not for their time."""
+    sizes: list[int] = []
+    listed = Comparison([Entry("a", pipeline=str(sd_folder), steps=[1])], "report", 100, batch_size=5)
+    painter = open_painter(str(sd_folder), 1, device="cpu")
+    painter.encode = lambda prompts: sizes.append(len(prompts)) or {"prompt": prompts}  # type: ignore[func-returns-value]
+    _measured(painter, listed, tmp_path / "row")
+    assert max(sizes) == 5
 
 
 def test_a_run_has_a_lock_of_its_own(tmp_path: Path) -> None:

@@ -111,10 +111,16 @@ def test_features_are_those_of_the_inception_network(inception: Path) -> None:
     network = Inception("random", ["2048"], feature_extractor_weights_path=str(inception)).eval()
     images = torch.rand(3, 3, 24, 24)
     with torch.no_grad():
-        (expected,) = network((images * 255).to(torch.uint8))
+        (expected,) = network((images * 255).round().to(torch.uint8))  # as files of them hold them
     found = RealImages("real", inception=str(inception))._features(images)
     assert found.shape == (3, 2048) and found.std() > 0
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("measure", [Judged("clip:NoSuch:none"), Judged("image-reward:/nowhere")])
+def test_a_judge_that_cannot_be_opened_is_refused_before_anything_is_trained(measure: Judged, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        measure.check(setting(tmp_path))
 
 
 def test_distance_to_the_teacher_is_of_the_same_noise_and_prompts(sd_folder: Path, tmp_path: Path) -> None:
