@@ -16,7 +16,7 @@ Turns a slow diffusion pipeline into a 1-4 step one.
   fit        train a student              distill fit --config recipes/tiny_ladd.yaml
   validate   metrics of a checkpoint      distill validate --config RECIPE --ckpt_path CHECKPOINT
   test       the same on the test set     distill test --config RECIPE --ckpt_path CHECKPOINT
-  generate   teacher-made training data   distill generate latents|pairs --teacher PIPELINE --output FOLDER
+  generate   data made once               distill generate latents|pairs|encoded --teacher PIPELINE --output FOLDER
   export     checkpoint to pipeline       distill export --checkpoint CHECKPOINT --output FOLDER
   sample     images from prompts          distill sample --pipeline FOLDER --prompt "a red ring" --steps 1
   evaluate   metrics of a pipeline        distill evaluate --pipeline FOLDER --steps 1
@@ -444,11 +444,13 @@ def vote(
 
 
 def _generate(command: str, arguments: list[str]) -> None:
-    from distill.training.generating import generate_latents, generate_pairs
+    from distill.training.generating import generate_encoded, generate_latents, generate_pairs
 
-    kinds: dict[str, Callable[..., None]] = {"latents": generate_latents, "pairs": generate_pairs}
+    kinds: dict[str, Callable[..., None]] = {
+        "latents": generate_latents, "pairs": generate_pairs, "encoded": generate_encoded
+    }  # fmt: skip
     if arguments and arguments[0] in ("-h", "--help"):
-        print("distill generate latents --help and distill generate pairs --help list the options of each")
+        print("".join(f"distill generate {kind} --help lists the options of {kind}\n" for kind in kinds), end="")
         return
     if not arguments or arguments[0] not in kinds:
         given = f"'{arguments[0]}'" if arguments else "nothing"

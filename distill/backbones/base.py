@@ -132,11 +132,27 @@ class Backbone:
 
     # What all share -------------------------------------------------------------------------------------------------
 
+    @cached_property
+    def folder(self) -> str:
+        """Where the pipeline's files are, without its safety checker. Those of a hub id are fetched with the first
+        network: a run of weeks that has begun asks the hub for nothing more.
+        """
+        from diffusers import DiffusionPipeline
+
+        if Path(self.path).is_dir():
+            return self.path
+        return str(DiffusionPipeline.download(self.path, **self.absent, **self.unchecked))
+
+    @property
+    def near(self) -> str:
+        """The folder if it is there already, otherwise the hub id: for what is small, such as a configuration."""
+        return self.__dict__.get("folder", self.path)
+
     def autoencoder(self) -> Autoencoder:
         """The pipeline's autoencoder."""
         from diffusers import AutoencoderKL
 
-        return Autoencoder(AutoencoderKL.from_pretrained(self.path, subfolder="vae", torch_dtype=self.dtype))
+        return Autoencoder(AutoencoderKL.from_pretrained(self.folder, subfolder="vae", torch_dtype=self.dtype))
 
     @property
     def absent(self) -> dict[str, None]:
@@ -147,14 +163,15 @@ class Backbone:
         """The stock diffusers pipeline, with `components` in place of its own."""
         from diffusers import DiffusionPipeline
 
-        return DiffusionPipeline.from_pretrained(self.path, torch_dtype=self.dtype, **{**self.absent, **components})
+        place = self.folder if self.unchecked.keys() <= components.keys() else self.path
+        return DiffusionPipeline.from_pretrained(place, torch_dtype=self.dtype, **{**self.absent, **components})
 
     def scheduler(self) -> Any:
         """The pipeline's own sampler, without the rest of it."""
         import diffusers
 
-        name = diffusers.DiffusionPipeline.load_config(self.path)["scheduler"][1]
-        return getattr(diffusers, name).from_pretrained(self.path, subfolder="scheduler")
+        name = diffusers.DiffusionPipeline.load_config(self.near)["scheduler"][1]
+        return getattr(diffusers, name).from_pretrained(self.near, subfolder="scheduler")
 
     def student_pipeline(self, student: Denoiser, **components: Any) -> Any:
         """A stock pipeline around `student` with the few-step scheduler."""
@@ -242,7 +259,7 @@ class Backbone:
         """Pixels per latent, each way."""
         from diffusers import AutoencoderKL
 
-        return 2 ** (len(AutoencoderKL.load_config(self.path, subfolder="vae")["block_out_channels"]) - 1)
+        return 2 ** (len(AutoencoderKL.load_config(self.near, subfolder="vae")["block_out_channels"]) - 1)
 
     def config(self) -> dict[str, Any]:
         """The denoiser's configuration."""

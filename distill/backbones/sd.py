@@ -70,20 +70,20 @@ class SDBackbone(Backbone):
     def denoiser(self) -> SDDenoiser:
         from diffusers import UNet2DConditionModel
 
-        network = UNet2DConditionModel.from_pretrained(self.path, subfolder="unet", torch_dtype=self.dtype)
+        network = UNet2DConditionModel.from_pretrained(self.folder, subfolder="unet", torch_dtype=self.dtype)
         return SDDenoiser(network, self.process())
 
     def text_encoder(self) -> SDTextEncoder:
         from transformers import CLIPTextModel, CLIPTokenizer
 
-        encoder = CLIPTextModel.from_pretrained(self.path, subfolder="text_encoder", dtype=self.dtype)
-        return SDTextEncoder(CLIPTokenizer.from_pretrained(self.path, subfolder="tokenizer"), encoder)
+        encoder = CLIPTextModel.from_pretrained(self.folder, subfolder="text_encoder", dtype=self.dtype)
+        return SDTextEncoder(CLIPTokenizer.from_pretrained(self.folder, subfolder="tokenizer"), encoder)
 
     @property
     def pooled(self) -> int:
         from transformers import CLIPTextConfig
 
-        return CLIPTextConfig.from_pretrained(self.path, subfolder="text_encoder").hidden_size
+        return CLIPTextConfig.from_pretrained(self.near, subfolder="text_encoder").hidden_size
 
     def process(self) -> VariancePreserving:
         scheduler = self._ddim()
@@ -112,9 +112,9 @@ class SDBackbone(Backbone):
         settings: dict[str, Any] = {"clip_sample": False}
         if self.schedule.get("rescale_betas_zero_snr"):
             settings["timestep_spacing"] = "trailing"  # beginning at pure noise (arXiv 2305.08891, section 3.3)
-        return DDIMScheduler.from_pretrained(self.path, subfolder="scheduler", **settings | self.schedule)
+        return DDIMScheduler.from_pretrained(self.near, subfolder="scheduler", **settings | self.schedule)
 
     def config(self) -> dict[str, Any]:
         from diffusers import UNet2DConditionModel
 
-        return UNet2DConditionModel.load_config(self.path, subfolder="unet")
+        return UNet2DConditionModel.load_config(self.near, subfolder="unet")

@@ -83,7 +83,7 @@ class SD3Backbone(Backbone):
     def denoiser(self) -> SD3Denoiser:
         from diffusers import SD3Transformer2DModel
 
-        network = SD3Transformer2DModel.from_pretrained(self.path, subfolder="transformer", torch_dtype=self.dtype)
+        network = SD3Transformer2DModel.from_pretrained(self.folder, subfolder="transformer", torch_dtype=self.dtype)
         return SD3Denoiser(network, self.process())
 
     def text_encoder(self) -> SD3TextEncoder:
@@ -97,7 +97,7 @@ class SD3Backbone(Backbone):
     @property
     def absent(self) -> dict[str, None]:
         """T5 where the pipeline was saved without it."""
-        return {name: None for name in absent_components(self.path) if name in ("text_encoder_3", "tokenizer_3")}
+        return {name: None for name in absent_components(self.near) if name in ("text_encoder_3", "tokenizer_3")}
 
     @property
     def pooled(self) -> int:
@@ -106,7 +106,7 @@ class SD3Backbone(Backbone):
     def process(self) -> RectifiedFlow:
         from diffusers import FlowMatchEulerDiscreteScheduler
 
-        scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(self.path, subfolder="scheduler")
+        scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(self.near, subfolder="scheduler")
         return RectifiedFlow(scheduler.config.num_train_timesteps)
 
     def student_scheduler(self) -> Any:
@@ -124,4 +124,4 @@ class SD3Backbone(Backbone):
     def config(self) -> dict[str, Any]:
         from diffusers import SD3Transformer2DModel
 
-        return SD3Transformer2DModel.load_config(self.path, subfolder="transformer")
+        return SD3Transformer2DModel.load_config(self.near, subfolder="transformer")

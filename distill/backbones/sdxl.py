@@ -72,7 +72,7 @@ class SDXLBackbone(SDBackbone):
     def denoiser(self) -> SDXLDenoiser:
         from diffusers import UNet2DConditionModel
 
-        network = UNet2DConditionModel.from_pretrained(self.path, subfolder="unet", torch_dtype=self.dtype)
+        network = UNet2DConditionModel.from_pretrained(self.folder, subfolder="unet", torch_dtype=self.dtype)
         return SDXLDenoiser(network, self.process(), self.factor)
 
     def text_encoder(self) -> SDXLTextEncoder:  # type: ignore[override]
@@ -82,7 +82,7 @@ class SDXLBackbone(SDBackbone):
     def pooled(self) -> int:
         from transformers import CLIPTextConfig
 
-        return CLIPTextConfig.from_pretrained(self.path, subfolder="text_encoder_2").projection_dim  # type: ignore[return-value]
+        return CLIPTextConfig.from_pretrained(self.near, subfolder="text_encoder_2").projection_dim  # type: ignore[return-value]
 
     def embedding_arguments(self, cond: Cond) -> dict[str, Any]:
         return {"prompt_embeds": cond["text"], "pooled_prompt_embeds": cond["pooled"]}

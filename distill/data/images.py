@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import shlex
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -17,7 +17,7 @@ from distill import backbones
 from distill.backbones.base import Backbone
 from distill.data import loading
 from distill.data.generate import Made, Maker, make_here
-from distill.data.shards import LatentsDataset
+from distill.data.shards import MANIFEST, LatentsDataset
 from distill.errors import ConfigError, at_least_one
 
 CAPTIONS = ("caption", "text", "txt", "prompt")  # columns that hold captions, unless one is named
@@ -201,7 +201,12 @@ class ImagesData(loading.Compared, loading.SharedFolders):
         self.check_batch_size()
         images = self._images()
         if self.encoded:
-            make_here(EncodedImages(backbones.load(str(self.teacher)), self.encoded, images), "encoding images")
+            maker = EncodedImages(backbones.load(str(self.teacher)), self.encoded, images)
+            if self.trainer is not None and self.trainer.world_size > 1 and not (maker.folder / MANIFEST).is_file():
+                warnings.warn(
+                    f"one process encodes while the others wait; all share it in: {self._command()}", stacklevel=2
+                )
+            make_here(maker, "encoding images")
 
     def setup(self, stage: str) -> None:
         self.reference = self._compared() if self.references else []  # type: ignore[assignment]
@@ -216,8 +221,15 @@ class ImagesData(loading.Compared, loading.SharedFolders):
         unread = batch.pop("unread", [])
         if unread:
             self.unread += len(unread)
-            rank_zero_warn(told(self.unread, unread))
+            warnings.warn(told(self.unread, unread), stacklevel=2)  # of every process: each reads images of its own
         return batch
+
+    def _command(self) -> str:
+        height, width = self.size
+        settings = {"teacher": self.teacher, "source": self.source, "output": self.encoded, "height": height,
+                    "width": width, "split": self.split, "caption": self.caption}  # fmt: skip
+        options = [part for name, value in settings.items() if value for part in (f"--{name}", str(value))]
+        return shlex.join(["distill", "generate", "encoded", *options])
 
     def _compared(self) -> ImagesDataset:
         return ImagesDataset(self.source, *self.size, self.reference_split, self.caption, self.references)

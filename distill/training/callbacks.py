@@ -172,7 +172,18 @@ class Checkpoint(ModelCheckpoint):
     A sharded checkpoint is a folder that all processes write to. It is renamed when it is whole, as Lightning does with
     files: a run that is killed while it writes `last.ckpt` can be continued from the one before, and one that is killed
     while the two change places from the new one.
+
+    Raises:
+        ConfigError: something is monitored, and none of its best is to be kept.
     """
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if self.monitor and not self.save_top_k:
+            raise ConfigError(
+                f"checkpoint.monitor={self.monitor} finds the best checkpoints, and checkpoint.save_top_k=0 keeps none "
+                "of them; set it to 1 or more"
+            )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """A resumed run does not save the step it begins with again, amid the batches of its next update."""

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 
 from distill import backbones
 from distill.data.generate import Generation, Maker, PairGeneration, TeacherLatents, TeacherPairs
-from distill.errors import ENDED, ConfigError
+from distill.data.images import EncodedImages, ImagesDataset
+from distill.errors import ENDED, ConfigError, at_least_one
 from distill.progress import Advance, counted
 from distill.training.module import dtype_of
 
@@ -200,3 +201,34 @@ def generate_pairs(
     )
     maker = TeacherPairs(backbones.load(teacher, dtype_of(dtype)), Path(output), generation)
     generate(maker, accelerator, devices, num_nodes)
+
+
+def generate_encoded(
+    teacher: str,
+    source: str,
+    output: str,
+    height: int = 512,
+    width: int = 512,
+    split: str = "train",
+    caption: str | None = None,
+    accelerator: str = "auto",
+    devices: str = "auto",
+    num_nodes: int = 1,
+) -> None:
+    """Latents of captioned real images, for `data.encoded`. A killed run goes on where it stopped.
+
+    Args:
+        teacher: shipped pipeline, folder or hub id, whose autoencoder encodes them.
+        source: a folder, a file or a data set on the hub, as `data.source` of a recipe.
+        output: folder of the shards and their manifest.
+        height: in pixels.
+        width: in pixels.
+        split: of the data set.
+        caption: the column of the captions; one called caption, text, txt or prompt if not given.
+        accelerator: as for Lightning's Trainer.
+        devices: as for Lightning's Trainer.
+        num_nodes: as for Lightning's Trainer.
+    """
+    at_least_one(height=height, width=width)
+    images = ImagesDataset(source, height, width, split, caption)
+    generate(EncodedImages(backbones.load(teacher), Path(output), images), accelerator, devices, num_nodes)

@@ -10,6 +10,7 @@ from shutil import copytree
 import huggingface_hub
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from distill import backbones
@@ -209,3 +210,22 @@ def test_a_hub_that_cannot_be_asked_is_no_silent_answer(monkeypatch: pytest.Monk
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert SDBackbone("someone/pipeline").call == {}
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3"])
+def test_a_run_that_has_begun_asks_the_hub_for_nothing_more(
+    family: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that times out, at a grid of samples say, would end a run of weeks."""
+    folder, asked = request.getfixturevalue(f"{family}_folder"), []
+    monkeypatch.setattr(DiffusionPipeline, "download", lambda name, **given: asked.append(name) or folder)
+    backbone, index = type(backbones.load(str(folder)))("someone/pipeline"), DiffusionPipeline.load_config(folder)
+    monkeypatch.setattr(DiffusionPipeline, "load_config", lambda path, **given: index)  # all that is asked before
+    monkeypatch.setattr(backbone, "_own", {}, raising=False)
+    student = backbone.denoiser()
+    shared = {"vae": backbone.autoencoder().network, **backbone.text_encoder().components}
+    for _ in range(2):
+        pipeline = backbone.student_pipeline(student, **shared, **backbone.unchecked)
+        call = backbone.student_call([1.0, 0.5])
+    assert pipeline(["a red ring"], output_type="pt", **call).images.shape[0] == 1
+    assert asked == ["someone/pipeline"] and backbone.fingerprint == "someone/pipeline"

@@ -1,15 +1,19 @@
 import io
 import json
+import shlex
 import tarfile
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value
+from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image as Pillow
 
 from distill import backbones
+from distill.cli import main
 from distill.data.generate import make_here
 from distill.data.images import EncodedImages, ImagesData, ImagesDataset, resize_and_crop
 from distill.data.loading import loader
@@ -222,6 +226,36 @@ def test_latents_are_encoded_once(pictures: Path, sd_folder: Path, tmp_path: Pat
     )
     stored = LatentsDataset(str(tmp_path / "encoded")).__getitems__([1])["x0"]
     assert torch.allclose(stored, expected["x0"], atol=2e-3)
+
+
+def test_encoding_for_many_processes_names_the_command_that_shares_it(
+    pictures: Path, sd_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command makes what `fit` would have made."""
+    folders = tmp_path / "by fit", tmp_path / "by command"
+    module = ImagesData(str(pictures), 32, 48, batch_size=2, encoded=str(folders[0]), teacher=str(sd_folder))
+    module.trainer = SimpleNamespace(  # type: ignore[assignment]
+        global_rank=0, world_size=2, num_training_batches=2, state=SimpleNamespace(fn="fit")
+    )
+    with pytest.warns(UserWarning, match="one process encodes while the others wait; all share it in: distill") as told:
+        module.prepare_data()
+    (said,) = (str(one.message) for one in told if "one process" in str(one.message))
+    words = shlex.split(said.split(": distill ")[1])
+    words[words.index("--output") + 1] = str(folders[1])
+    main([*words, "--accelerator", "cpu", "--devices", "1"])
+    assert f"4 latents are in {folders[1]}" in capsys.readouterr().out
+    one, other = (LatentsDataset(str(folder)).__getitems__([0, 1, 2, 3]) for folder in folders)
+    assert torch.equal(one["x0"], other["x0"]) and one["prompts"] == other["prompts"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        module.prepare_data()
+
+
+def test_every_process_tells_of_the_images_it_could_not_read(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 5)
+    module = ImagesData(str(pictures), 32, 48)
+    with pytest.warns(UserWarning, match="1 images could not be read so far .*red.png"):
+        module.on_before_batch_transfer({"unread": ["red.png"]}, 0)
 
 
 def test_what_is_no_set_of_captioned_images(tmp_path: Path, pictures: Path) -> None:

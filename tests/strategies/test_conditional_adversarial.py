@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -235,3 +236,16 @@ def test_what_cannot_work_is_refused() -> None:
     game = Game()
     with pytest.raises(ConfigError, match="it needs PairsData"):
         game.strategy.student_loss(game.sample, Batch(game.batch.x0, game.batch.cond, [], game.batch.draws), 0)
+
+
+def test_a_critic_judges_with_its_new_weights_in_half_precision() -> None:
+    """It is asked, updated and asked again within one step, where casts of weights must not be kept."""
+    game = Game()
+    game.critic.requires_grad_(True)
+    with MixedPrecision("bf16-mixed", "cpu").forward_context():
+        (before, *_) = game.critic(game.batch.x0, game.batch.noise, game.batch.cond)
+        with torch.no_grad():
+            for parameter in game.critic.parameters():
+                parameter.add_(0.1)
+        (after, *_) = game.critic(game.batch.x0, game.batch.noise, game.batch.cond)
+    assert not torch.equal(before, after)

@@ -20,6 +20,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from distill.cli import main
 from distill.data.loading import GlobalBatchSampler, ResumableLoader
+from distill.errors import ConfigError
 from distill.files import go_on_taking
 from distill.training.callbacks import Checkpoint, RunMonitor, UpdatesBar, unfinished
 from distill.training.cli import SaveRecipe
@@ -189,6 +190,12 @@ def test_a_run_that_ended_goes_on_where_it_was(
     assert 0 < len(one.seen) and one.seen + other.seen == whole.seen
     stopped = {len(one.seen)} - set(whole.validated) if "stop" in first else set()  # Lightning validates there besides
     assert [step for step in one.validated + other.validated if step not in stopped] == whole.validated
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_best_ones_of_which_none_is_kept_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"monitor=falling finds .*save_top_k=0 keeps none of them; set it to 1 or"):
+        read(tmp_path, max_steps=1, kept={"monitor": "falling", "every_n_epochs": 1, "save_top_k": 0})
 
 
 @pytest.mark.filterwarnings("ignore")
