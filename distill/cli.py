@@ -62,6 +62,7 @@ def sample(
     batch_size: int = 16,
     columns: int = 8,
     scale: int = 1,
+    dtype: str = "float32",
     device: str = "auto",
 ) -> None:
     """Paints prompts: single PNG files and one grid.
@@ -79,12 +80,14 @@ def sample(
         batch_size: images per call.
         columns: of the grid.
         scale: enlargement of each pixel in the grid.
+        dtype: of the weights, float32, bfloat16 or float16; half the memory, and latents rounded between the steps.
         device: auto, cpu, cuda, ...
     """
     from pathlib import Path
 
     import torch
 
+    from distill.backbones import dtype_of
     from distill.data.prompts import given_prompts
     from distill.errors import at_least_one
     from distill.files import check_folder
@@ -95,7 +98,8 @@ def sample(
     check_folder(output)
     lines = given_prompts(prompt, prompts)
     check_samples(output, len(lines))
-    stream = open_painter(pipeline, steps, guidance, solver, device).stream(lines, seed, batch_size)
+    painter = open_painter(pipeline, steps, guidance, solver, device, dtype_of(dtype, half=True))
+    stream = painter.stream(lines, seed, batch_size)
     painted = (image for _, images in tracked(stream, "painting", -(-len(lines) // batch_size)) for image in images)
     shown = save_samples(painted, lines, output, columns * 8)
     save_png(grid(torch.stack(shown), columns, scale), Path(output) / "grid.png")
@@ -118,6 +122,7 @@ def evaluate(
     clip: str | None = None,
     clip_weights: str = "laion2b_s34b_b88k",
     output: str | None = None,
+    dtype: str = "float32",
     device: str = "auto",
 ) -> None:
     """Measures a pipeline or a checkpoint's student against a reference set and prints the values as JSON.
@@ -137,8 +142,10 @@ def evaluate(
         clip: open_clip architecture for the CLIP score, such as ViT-g-14; none if not given.
         clip_weights: its open_clip tag or weight file.
         output: a JSON file to write the values to as well.
+        dtype: of the weights, float32, bfloat16 or float16; half the memory, and latents rounded between the steps.
         device: auto, cpu, cuda, ...
     """
+    from distill.backbones import dtype_of
     from distill.data.prompts import read_prompts
     from distill.errors import ConfigError, at_least_one
     from distill.evaluation.evaluate import evaluate_on_images, evaluate_on_shapes
@@ -148,13 +155,14 @@ def evaluate(
     if (pipeline is None) == (checkpoint is None):
         raise ConfigError("give either --pipeline or --checkpoint")
     at_least_one(steps=steps, batch_size=batch_size)
+    precision = dtype_of(dtype, half=True)
     check_file(output)
     if samples < 2:
         raise ConfigError(f"a distance between distributions needs 2 images or more; got --samples {samples}")
     if checkpoint:
-        painter = open_student_painter(checkpoint, steps, guidance, solver, device)
+        painter = open_student_painter(checkpoint, steps, guidance, solver, device, precision)
     else:
-        painter = open_painter(str(pipeline), steps, guidance, solver, device)
+        painter = open_painter(str(pipeline), steps, guidance, solver, device, precision)
     if reference == "shapes":
         values = evaluate_on_shapes(painter, samples, seed, batch_size)
     else:
@@ -212,6 +220,7 @@ def calibrate(
     target: str | None = None,
     seed: int = 0,
     batch_size: int = 64,
+    dtype: str = "float32",
     device: str = "auto",
 ) -> None:
     """Scores a student's images of held-out prompts, and finds the best way to spend a budget of steps.
@@ -231,9 +240,11 @@ def calibrate(
         target: what is to be best: a judge, or fid_shapes; the deciding judge if not given.
         seed: of the noise.
         batch_size: images per call.
+        dtype: of the weights, float32, bfloat16 or float16; half the memory, and latents rounded between the steps.
         device: auto, cpu, cuda, ...
     """
 
+    from distill.backbones import dtype_of
     from distill.collaboration import calibrate as calibrating
     from distill.collaboration.commands import open_pair, prompts_of, target_of
     from distill.collaboration.pipeline import MODES
@@ -246,7 +257,8 @@ def calibrate(
     check_file(output)
     asked, best_by = prompts_of(prompts, count, seed=calibrating.CALIBRATION), target_of(target, device)
     pair = open_pair(
-        student, teacher, judge, None, student_steps, student_guidance, teacher_guidance, solver, device
+        student, teacher, judge, None, student_steps, student_guidance, teacher_guidance, solver, device,
+        dtype_of(dtype, half=True)
     )  # fmt: skip
     if budget is not None:
         calibrating.check_search(pair, asked, budget, modes)
@@ -291,6 +303,7 @@ def collaborate(
     scale: int = 1,
     seed: int = 0,
     batch_size: int = 16,
+    dtype: str = "float32",
     device: str = "auto",
 ) -> None:
     """Paints prompts with a student and lets its teacher improve what a judge rejects.
@@ -314,8 +327,10 @@ def collaborate(
         scale: enlargement of each pixel in the grid.
         seed: image i starts from the noise of seed + i.
         batch_size: images per call.
+        dtype: of the weights, float32, bfloat16 or float16; half the memory, and latents rounded between the steps.
         device: auto, cpu, cuda, ...
     """
+    from distill.backbones import dtype_of
     from distill.collaboration.commands import collaborate as collaborating
     from distill.collaboration.commands import open_pair
     from distill.data.prompts import given_prompts
@@ -328,7 +343,8 @@ def collaborate(
     lines = given_prompts(prompt, prompts)
     check_samples(output, len(lines))
     pair = open_pair(
-        student, teacher, judge, calibration, student_steps, student_guidance, teacher_guidance, solver, device
+        student, teacher, judge, calibration, student_steps, student_guidance, teacher_guidance, solver, device,
+        dtype_of(dtype, half=True)
     )  # fmt: skip
     how = {"budget": budget, "threshold": threshold, "mode": mode, "variance": variance, "strength": strength,
            "teacher_steps": teacher_steps}  # fmt: skip
@@ -351,6 +367,7 @@ def analyse(
     solver: str | None = "DPMSolverMultistepScheduler",
     seed: int = 0,
     batch_size: int = 64,
+    dtype: str = "float32",
     device: str = "auto",
 ) -> None:
     """Shows where a student differs from its teacher, and how well a judge of the student alone tells who is better.
@@ -368,8 +385,10 @@ def analyse(
         teacher_steps: of the teacher's images.
         seed: image i starts from the noise of seed + i.
         batch_size: images per call.
+        dtype: of the weights, float32, bfloat16 or float16; half the memory, and latents rounded between the steps.
         device: auto, cpu, cuda, ...
     """
+    from distill.backbones import dtype_of
     from distill.collaboration import analysis
     from distill.collaboration.calibrate import CALIBRATION
     from distill.collaboration.commands import open_pair, prompts_of
@@ -387,7 +406,8 @@ def analyse(
             f"an analysis needs 3 teacher steps and 10 prompts or more; got {teacher_steps} and {len(asked)}"
         )
     pair = open_pair(
-        student, teacher, judge, None, student_steps, student_guidance, teacher_guidance, solver, device
+        student, teacher, judge, None, student_steps, student_guidance, teacher_guidance, solver, device,
+        dtype_of(dtype, half=True)
     )  # fmt: skip
     other, apart = open_judge(votes, pick_device(device)), open_distance(distance, pick_device(device))
     rows = analysis.analyse(pair, asked, other, apart, teacher_steps, seed, batch_size)

@@ -101,6 +101,7 @@ def open_student_painter(
     guidance: float | None = None,
     solver: str | None = None,
     device: str = "auto",
+    dtype: torch.dtype = torch.float32,
 ) -> Painter:
     """A checkpoint's student, as it would be exported.
 
@@ -109,6 +110,7 @@ def open_student_painter(
         steps: of the sampler; 1 if not given, for a few-step student.
         guidance, solver: as in `open_painter`, of a network that is no few-step student: that has its own.
         device: `auto`, `cpu`, `cuda`, ...
+        dtype: of the weights.
 
     Raises:
         ConfigError: no such checkpoint, or a number of steps, guidance or solver its student was not trained for.
@@ -117,7 +119,7 @@ def open_student_painter(
 
     student = load_student(checkpoint)
     backbone = student.backbone
-    pipeline = student.pipeline(**backbone.unchecked).to(pick_device(device))
+    pipeline = student.pipeline(**backbone.unchecked).to(pick_device(device), dtype)
     call, calls = (student.calls["1"], student.calls) if student.calls else (dict(backbone.call), backbone.calls)
     painter = _painter(checkpoint, pipeline, call, calls, steps, guidance, solver)
     return replace(painter, teacher=student.facts["teacher"])

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from diffusers import StableDiffusionPipeline
 from omegaconf import OmegaConf
 from torchvision.io import decode_image
 
 from distill.cli import COMMANDS, HELP, main
+from distill.errors import ConfigError
 from distill.training import parallel
 from tests.runs import ROOT, checkpoint, fit_arguments, logged, mistake
 
@@ -376,6 +380,52 @@ def test_a_machine_without_a_gpu_is_told_so(tmp_path: Path, capsys: pytest.Captu
 def test_one_prompt_needs_no_list(tmp_path: Path) -> None:
     main(["sample", "--pipeline", "tiny-sd", "--prompt", "a red ring", "--steps", "1", "--output", str(tmp_path)])
     assert (tmp_path / "00000.png").is_file() and (tmp_path / "prompts.txt").read_text() == "a red ring\n"
+
+
+def test_half_precision_paints_nearly_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not the same: then the option would do nothing."""
+    asked = ["sample", "--pipeline", "tiny-sd", "--prompt", "a red ring", "--steps", "4", "--device", "cpu"]
+    pictures = []
+    for dtype in ("float32", "bfloat16"):
+        main([*asked, "--dtype", dtype, "--output", str(tmp_path / dtype)])
+        pictures.append(decode_image(str(tmp_path / dtype / "00000.png")).float())
+    assert 0 < (pictures[0] - pictures[1]).abs().mean() < 16
+    assert "a pipeline's dtype is one of float32, bfloat16, float16; got int8" in mistake(
+        capsys, [*asked, "--dtype", "int8", "--output", str(tmp_path)]
+    )
+
+
+@pytest.mark.parametrize("command", ["calibrate", "collaborate", "analyse", "evaluate"])
+def test_half_precision_is_that_of_all_networks(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[torch.dtype] = []
+
+    @wraps(StableDiffusionPipeline.__call__)  # whose arguments are looked at
+    def look(pipeline: Any, **call: Any) -> None:
+        opened.extend({part.dtype for part in pipeline.components.values() if isinstance(part, torch.nn.Module)})
+        raise ConfigError("seen")
+
+    monkeypatch.setattr(StableDiffusionPipeline, "__call__", look)
+    pair = ["--student", "tiny-sd", "--teacher", "tiny-sd"]
+    rest = {
+        "calibrate": [*pair, "--output", str(tmp_path / "made.json")],
+        "collaborate": [
+            *pair,
+            "--prompt",
+            "a red ring",
+            "--threshold",
+            "0",
+            "--mode",
+            "regenerate",
+            "--teacher_steps",
+            "2",
+        ],
+        "analyse": [*pair, "--output", str(tmp_path)],
+        "evaluate": ["--pipeline", "tiny-sd"],
+    }[command]
+    mistake(capsys, [command, *rest, "--dtype", "bfloat16", "--device", "cpu"])
+    assert opened == [torch.bfloat16]
 
 
 def test_a_grid_shows_eight_rows_at_most(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from distill.backbones.base import Backbone, Schedule
 from distill.errors import ConfigError
 from distill.files import ASSETS
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TINY = ("tiny-sd3", "tiny-sd")  # the pipelines in distill/assets
 
 
@@ -35,6 +36,22 @@ def load(name: str, dtype: torch.dtype = torch.float32, schedule: Schedule | Non
     if pipeline not in families:
         raise ConfigError(f"'{name}' is a {pipeline}; a teacher must be one of {', '.join(families)}")
     return families[pipeline](path, dtype, schedule)
+
+
+def dtype_of(name: str, half: bool = False) -> torch.dtype:
+    """The precision of a pipeline's weights by its name.
+
+    Args:
+        name: one of `DTYPES`.
+        half: also float16, which has no room for the gradients and the 50 steps that training asks a teacher for.
+
+    Raises:
+        ConfigError: another name.
+    """
+    known = [one for one in DTYPES if half or one != "float16"]
+    if name not in known:
+        raise ConfigError(f"a {'pipeline' if half else 'teacher'}'s dtype is one of {', '.join(known)}; got {name}")
+    return DTYPES[name]
 
 
 def solver(name: str, scheduler: Any) -> Any:

@@ -42,6 +42,7 @@ def open_pair(
     teacher_guidance: float | None = None,
     solver: str | None = None,
     device: str = "auto",
+    dtype: torch.dtype = torch.float32,
 ) -> AdaptivePipeline:
     """A student and a teacher by name, called as their folders say; a teacher of another size than the student's paints
     at its own.
@@ -50,10 +51,10 @@ def open_pair(
         ConfigError: no such pipeline, judge or calibration, or one of another set-up.
     """
     if student.endswith(".ckpt"):
-        painter = open_student_painter(student, student_steps, student_guidance, None, device)
+        painter = open_student_painter(student, student_steps, student_guidance, None, device, dtype)
     else:
-        painter = open_painter(student, student_steps, student_guidance, None, device)
-    other = open_painter(teacher, None, teacher_guidance, solver, device)
+        painter = open_painter(student, student_steps, student_guidance, None, device, dtype)
+    other = open_painter(teacher, None, teacher_guidance, solver, device, dtype)
     made = Calibration.load(calibration) if calibration else None
     decides = open_judge(judge, pick_device(device))
     call = at_own_size((painter.pipeline, painter.call), (other.pipeline, other.call))

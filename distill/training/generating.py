@@ -17,7 +17,6 @@ from distill.data.generate import Generation, Maker, PairGeneration, TeacherLate
 from distill.data.images import EncodedImages, ImagesDataset
 from distill.errors import ENDED, ConfigError, at_least_one
 from distill.progress import Advance, counted
-from distill.training.module import dtype_of
 
 
 class ShardWriter(L.LightningModule):
@@ -149,7 +148,7 @@ def generate_latents(
         num_nodes: as for Lightning's Trainer.
     """
     generation = Generation(count, steps, guidance, prompts, solver, seed, height, width, shard_size, batch_size)
-    maker = TeacherLatents(backbones.load(teacher, dtype_of(dtype)), Path(output), generation)
+    maker = TeacherLatents(backbones.load(teacher, backbones.dtype_of(dtype)), Path(output), generation)
     generate(maker, accelerator, devices, num_nodes)
 
 
@@ -199,7 +198,7 @@ def generate_pairs(
     generation = PairGeneration(
         count, steps, guidance, prompts, solver, seed, height, width, shard_size, batch_size, embeddings
     )
-    maker = TeacherPairs(backbones.load(teacher, dtype_of(dtype)), Path(output), generation)
+    maker = TeacherPairs(backbones.load(teacher, backbones.dtype_of(dtype)), Path(output), generation)
     generate(maker, accelerator, devices, num_nodes)
 
 

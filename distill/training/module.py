@@ -26,7 +26,6 @@ from distill.training import parallel
 from distill.training.ema import ema_decay, update_ema
 
 BALANCE_DECAY = 0.99  # of the moving averages behind a weight that is `balanced`
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class DistillModule(L.LightningModule):
@@ -128,7 +127,7 @@ class DistillModule(L.LightningModule):
             strategy.check_levels(inputs.few_levels)
         self.backbone = backbones.load(teacher, schedule=schedule)
         self.backbone.process()  # refuses a schedule that cannot be trained
-        self.teacher_name, self.teacher_dtype = teacher, dtype_of(teacher_dtype)
+        self.teacher_name, self.teacher_dtype = teacher, backbones.dtype_of(teacher_dtype)
         self.strategies: Any = nn.ModuleList(strategies)
         self.inputs = inputs
         self.optimizer_makers = student_optimizer, critic_optimizer
@@ -573,17 +572,6 @@ class DistillModule(L.LightningModule):
             "sharded": self._sharded(),
             "data": getattr(self.trainer.datamodule, "description", ""),  # type: ignore[attr-defined]
         }
-
-
-def dtype_of(name: str) -> torch.dtype:
-    """The precision of a teacher's weights by its name.
-
-    Raises:
-        ConfigError: another name.
-    """
-    if name not in DTYPES:
-        raise ConfigError(f"a teacher's dtype is one of {', '.join(DTYPES)}; got {name}")
-    return DTYPES[name]
 
 
 def _own(batch: Batch, name: str, strategy: Strategy) -> Batch:
