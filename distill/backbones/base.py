@@ -141,18 +141,22 @@ class Backbone:
 
         if Path(self.path).is_dir():
             return self.path
-        return str(DiffusionPipeline.download(self.path, **self.absent, **self.unchecked))
+        left_out = {**self.absent, **self.unchecked}
+        try:
+            return str(DiffusionPipeline.download(self.path, **left_out))
+        except Exception:  # a hub that is not reached has many kinds; what was fetched before may be enough
+            return str(DiffusionPipeline.download(self.path, local_files_only=True, **left_out))
 
     @property
     def near(self) -> str:
-        """The folder if it is there already, otherwise the hub id: for what is small, such as a configuration."""
+        """The folder if it is there already, otherwise the hub id: for what needs no other network."""
         return self.__dict__.get("folder", self.path)
 
     def autoencoder(self) -> Autoencoder:
         """The pipeline's autoencoder."""
         from diffusers import AutoencoderKL
 
-        return Autoencoder(AutoencoderKL.from_pretrained(self.folder, subfolder="vae", torch_dtype=self.dtype))
+        return Autoencoder(AutoencoderKL.from_pretrained(self.near, subfolder="vae", torch_dtype=self.dtype))
 
     @property
     def absent(self) -> dict[str, None]:

@@ -215,8 +215,8 @@ def at_own_size(student: tuple[Any, dict[str, Any]], teacher: tuple[Any, dict[st
     """
     painted = own_size(student[0]) | {side: student[1][side] for side in SIDES if student[1].get(side)}
     size, call = own_size(teacher[0]), teacher[1]
-    wide, high = (size.get(side, 1) / painted.get(side, size.get(side, 1)) for side in SIDES)
-    return call if size == painted or wide != high else {**size, **call}
+    high, wide = (size.get(side, 1) / painted.get(side, size.get(side, 1)) for side in SIDES)
+    return call if size == painted or high != wide else {**size, **call}
 
 
 def fit(images: Tensor, size: dict[str, int]) -> Tensor:

@@ -49,9 +49,9 @@ def compare(comparison: Comparison) -> list[dict[str, Any]]:
     kept = kept_rows(comparison.results)
     groups: dict[Path, list[Row]] = {}
     for row in rows_of(comparison) if comparison.missing == "measure" else ():
-        if row.file(comparison).stem not in kept:
+        if row.file(comparison).stem not in kept and not row.file(comparison).is_file():
             groups.setdefault(row.lock(comparison), []).append(row)
-    failures = []
+    failures: list[str] = []
     for row in rows_of(comparison) if groups else ():
         if row.entry.checkpoint and not Path(row.entry.checkpoint).exists():
             raise ConfigError(f"the entry '{row.entry.name}': there is no checkpoint '{row.entry.checkpoint}'")
@@ -62,7 +62,7 @@ def compare(comparison: Comparison) -> list[dict[str, Any]]:
             with Lock(path) as lock:
                 if lock.mine:
                     try:
-                        failures += _finish(groups.pop(path), comparison, lock)
+                        _finish(groups.pop(path), comparison, lock, failures)
                     except ConfigError as error:
                         failures.append(str(error))
         if groups:
@@ -94,13 +94,13 @@ def kept_rows(results: str | Path | None) -> dict[str, dict[str, Any]]:
         ) from error
 
 
-def _finish(rows: list[Row], comparison: Comparison, lock: Lock) -> list[str]:
-    """Measures those of the rows of one training that are not there; a sentence for each where that fails.
+def _finish(rows: list[Row], comparison: Comparison, lock: Lock, failures: list[str]) -> None:
+    """Measures those of the rows of one training that are not there; `failures` gets a sentence for each where that
+    fails.
 
     Raises:
         ConfigError: the training failed, or nothing can be opened.
     """
-    failures = []
     for row in rows:
         if not row.file(comparison).is_file():
             try:
@@ -112,7 +112,6 @@ def _finish(rows: list[Row], comparison: Comparison, lock: Lock) -> list[str]:
                 traceback.print_exc()
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 failures.append(f"the entry '{row.entry.name}' could not be measured at {row.steps} steps ({reason})")
-    return failures
 
 
 def _measure(row: Row, comparison: Comparison, lock: Lock) -> None:

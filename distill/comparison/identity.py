@@ -60,7 +60,10 @@ def networks(settings: Any) -> dict[str, Any]:
 
 
 def _networks(settings: Any) -> Iterator[str]:
-    for name, value in settings.items() if isinstance(settings, dict) else enumerate(settings):
+    items = (
+        settings.items() if isinstance(settings, dict) else enumerate(settings if isinstance(settings, list) else ())
+    )
+    for name, value in items:
         if isinstance(value, dict | list):
             yield from _networks(value)
         elif isinstance(value, str) and str(name).split(".")[-1] in NETWORKS:

@@ -54,7 +54,13 @@ class Setting:
 
 
 class Measure:
-    """A few numbers about a row. Subclasses are dataclasses, whose fields are part of what tells rows apart."""
+    """A few numbers about a row. Subclasses are dataclasses, whose fields are part of what tells rows apart.
+
+    Attributes:
+        version: counts the times that the same fields came to mean other numbers.
+    """
+
+    version = 0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -142,6 +148,7 @@ class RealImages(Measure):
         inception: weight file; downloaded if not given.
     """
 
+    version = 1  # pictures were cut off to 8 bits, and are rounded
     reference: str
     inception: str | None = None
 
@@ -391,6 +398,6 @@ def specification(measures: list[Measure]) -> list[Any]:
     """What tells these measures from others."""
     kinds = [type(measure) for measure in measures]
     return [
-        [f"{kind.__module__}.{kind.__qualname__}", asdict(measure)]  # type: ignore[call-overload]
+        [f"{kind.__module__}.{kind.__qualname__}", asdict(measure), *([kind.version] if kind.version else [])]  # type: ignore[call-overload]
         for kind, measure in zip(kinds, measures, strict=True)
     ]

@@ -17,7 +17,7 @@ from distill import backbones
 from distill.backbones.base import Backbone
 from distill.data import loading
 from distill.data.generate import Made, Maker, make_here
-from distill.data.shards import MANIFEST, LatentsDataset
+from distill.data.shards import MANIFEST, LatentsDataset, read_manifest
 from distill.errors import ConfigError, at_least_one
 
 CAPTIONS = ("caption", "text", "txt", "prompt")  # columns that hold captions, unless one is named
@@ -202,7 +202,8 @@ class ImagesData(loading.Compared, loading.SharedFolders):
         images = self._images()
         if self.encoded:
             maker = EncodedImages(backbones.load(str(self.teacher)), self.encoded, images)
-            if self.trainer is not None and self.trainer.world_size > 1 and not (maker.folder / MANIFEST).is_file():
+            whole = (maker.folder / MANIFEST).is_file() and read_manifest(maker.folder)["complete"]
+            if self.trainer is not None and self.trainer.world_size > 1 and not whole:
                 warnings.warn(
                     f"one process encodes while the others wait; all share it in: {self._command()}", stacklevel=2
                 )

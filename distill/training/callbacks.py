@@ -172,18 +172,7 @@ class Checkpoint(ModelCheckpoint):
     A sharded checkpoint is a folder that all processes write to. It is renamed when it is whole, as Lightning does with
     files: a run that is killed while it writes `last.ckpt` can be continued from the one before, and one that is killed
     while the two change places from the new one.
-
-    Raises:
-        ConfigError: something is monitored, and none of its best is to be kept.
     """
-
-    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if self.monitor and not self.save_top_k:
-            raise ConfigError(
-                f"checkpoint.monitor={self.monitor} finds the best checkpoints, and checkpoint.save_top_k=0 keeps none "
-                "of them; set it to 1 or more"
-            )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """A resumed run does not save the step it begins with again, amid the batches of its next update."""
@@ -207,6 +196,13 @@ class Checkpoint(ModelCheckpoint):
             take_place(part, path)
         trainer.strategy.barrier()
         self._last_checkpoint_saved = filepath
+
+    def _save_none_monitor_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, torch.Tensor]) -> None:
+        """Leaves the newest to `last.ckpt` where that is kept, instead of writing it twice."""
+        if self.save_last and self.save_top_k == 1:
+            self._last_global_step_saved = trainer.global_step  # which Lightning looks at before it saves the last
+        else:
+            super()._save_none_monitor_checkpoint(trainer, monitor_candidates)
 
     def _monitor_candidates(self, trainer: L.Trainer) -> dict[str, torch.Tensor]:
         """With the step of now: the module logs one for the x axis, which is that of the last line logged."""

@@ -170,7 +170,6 @@ class DistillCLI(LightningCLI):
         parser.set_defaults(
             {
                 "checkpoint.save_last": True,
-                "checkpoint.save_top_k": 0,  # or each would be written twice, as the last and by its step
                 "checkpoint.every_n_train_steps": 500,
                 "checkpoint.enable_version_counter": False,  # a run begun anew replaces the checkpoints of the old one
             }

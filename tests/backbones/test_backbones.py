@@ -6,6 +6,7 @@ import json
 import warnings
 from pathlib import Path
 from shutil import copytree
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -220,12 +221,27 @@ def test_a_run_that_has_begun_asks_the_hub_for_nothing_more(
     folder, asked = request.getfixturevalue(f"{family}_folder"), []
     monkeypatch.setattr(DiffusionPipeline, "download", lambda name, **given: asked.append(name) or folder)
     backbone, index = type(backbones.load(str(folder)))("someone/pipeline"), DiffusionPipeline.load_config(folder)
-    monkeypatch.setattr(DiffusionPipeline, "load_config", lambda path, **given: index)  # all that is asked before
+    read: list[Any] = []
+    monkeypatch.setattr(DiffusionPipeline, "load_config", lambda path, **given: read.append(path) or index)
     monkeypatch.setattr(backbone, "_own", {}, raising=False)
     student = backbone.denoiser()
+    read.clear()
     shared = {"vae": backbone.autoencoder().network, **backbone.text_encoder().components}
     for _ in range(2):
         pipeline = backbone.student_pipeline(student, **shared, **backbone.unchecked)
         call = backbone.student_call([1.0, 0.5])
     assert pipeline(["a red ring"], output_type="pt", **call).images.shape[0] == 1
+    assert "someone/pipeline" not in map(str, read)
     assert asked == ["someone/pipeline"] and backbone.fingerprint == "someone/pipeline"
+
+
+def test_a_hub_that_is_not_reached_leaves_what_was_fetched_before(
+    monkeypatch: pytest.MonkeyPatch, sd_folder: Path
+) -> None:
+    def download(name: str, local_files_only: bool = False, **given: Any) -> Path:
+        if not local_files_only:
+            raise TimeoutError("no answer")
+        return sd_folder
+
+    monkeypatch.setattr(DiffusionPipeline, "download", download)
+    assert SDBackbone("someone/pipeline").folder == str(sd_folder)

@@ -144,6 +144,14 @@ def test_a_row_that_cannot_be_measured_stops_no_other(
     assert row.name.startswith(sd_folder.name)
 
 
+def test_a_finished_list_opens_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = comparison(tmp_path)
+    for row in rows_of(listed):
+        save_json({"fid_shapes": 1.0}, row.file(listed))
+    monkeypatch.setattr(Drawn, "check", lambda *_: pytest.fail("it asks a measure"))
+    assert len(compare(listed)) == 4
+
+
 def test_the_timed_call_is_no_larger_than_others(sd_folder: Path, tmp_path: Path) -> None:
     """Or memory that suffices for all images would not for their time."""
     sizes: list[int] = []

@@ -18,6 +18,7 @@ from distill.comparison.measures import (
     RealImages,
     Setting,
     held_out_features,
+    specification,
     teachers_own,
 )
 from distill.comparison.rows import Comparison, Entry, rows_of
@@ -91,7 +92,7 @@ def test_real_images_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     measure = RealImages(str(tmp_path / "real"))
     values = told(measure, setting(tmp_path / "kept"), NOBODY, fakes)
     stored = torch.stack([(image * 255).round() for image in reals])  # as PNG keeps them
-    features = [Pooled()(images.to(torch.uint8)) for images in (stored, fakes * 255)]
+    features = [Pooled()(images.to(torch.uint8)) for images in (stored, (fakes * 255).round())]
     assert values["fid"] == pytest.approx(frechet_distance(*features), rel=0.02)
     kernels = (torch.stack([features[0][index] for index in range(40)]), features[1])
     assert values["kid"] == pytest.approx(kernel_distance(*kernels), abs=0.02)
@@ -115,6 +116,14 @@ def test_features_are_those_of_the_inception_network(inception: Path) -> None:
     found = RealImages("real", inception=str(inception))._features(images)
     assert found.shape == (3, 2048) and found.std() > 0
     torch.testing.assert_close(found, expected)
+
+
+def test_numbers_that_mean_another_thing_now_are_other_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = specification([Drawn(), RealImages("real")])
+    assert before[0] == ["distill.comparison.measures.Drawn", {"count": 10000}], "as all rows so far have it"
+    monkeypatch.setattr(RealImages, "version", RealImages.version + 1)
+    after = specification([Drawn(), RealImages("real")])
+    assert after[0] == before[0] and after[1] != before[1]
 
 
 @pytest.mark.parametrize("measure", [Judged("clip:NoSuch:none"), Judged("image-reward:/nowhere")])

@@ -20,7 +20,6 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from distill.cli import main
 from distill.data.loading import GlobalBatchSampler, ResumableLoader
-from distill.errors import ConfigError
 from distill.files import go_on_taking
 from distill.training.callbacks import Checkpoint, RunMonitor, UpdatesBar, unfinished
 from distill.training.cli import SaveRecipe
@@ -139,8 +138,8 @@ def read(
 ) -> tuple[Reader, Checkpoint]:
     """Fits a reader to 20 numbers in batches of 4: five to an epoch."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    checkpoint = Checkpoint(str(folder), save_last=True, enable_version_counter=False,
-                            **(kept or {"every_n_train_steps": 500}))  # fmt: skip
+    usual = {"save_last": True, "enable_version_counter": False}  # as the command line has it
+    checkpoint = Checkpoint(str(folder), **(usual | (kept or {"every_n_train_steps": 500})))
     module = Reader()
     trainer = L.Trainer(
         accelerator="cpu", logger=False, enable_model_summary=False,
@@ -193,9 +192,32 @@ def test_a_run_that_ended_goes_on_where_it_was(
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_best_ones_of_which_none_is_kept_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"monitor=falling finds .*save_top_k=0 keeps none of them; set it to 1 or"):
-        read(tmp_path, max_steps=1, kept={"monitor": "falling", "every_n_epochs": 1, "save_top_k": 0})
+@pytest.mark.parametrize(
+    ("kept", "found"),
+    [
+        ({"every_n_train_steps": 5}, ["last.ckpt"]),
+        ({"every_n_epochs": 1}, ["last.ckpt"]),
+        ({"every_n_epochs": 1, "save_top_k": -1}, ["epoch=0-step=5.ckpt", "epoch=1-step=10.ckpt", "last.ckpt"]),
+        ({"every_n_train_steps": 5, "save_last": False}, ["epoch=1-step=10.ckpt"]),
+        ({"every_n_epochs": 1, "save_last": False}, ["epoch=1-step=10.ckpt"]),
+    ],
+)
+@pytest.mark.parametrize("validated", [{}, {"val_check_interval": 5}], ids=["", "validated"])
+def test_each_checkpoint_is_written_once(
+    kept: dict, found: list[str], validated: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the run goes on, by steps and by epochs; the newest alone is `last.ckpt`, or named by its step."""
+    written: list[tuple[int, str]] = []
+    save = L.Trainer.save_checkpoint
+
+    def saved(trainer: L.Trainer, path: Any, *rest: Any) -> None:
+        written.append((trainer.global_step, Path(path).name))
+        save(trainer, path, *rest)
+
+    monkeypatch.setattr(L.Trainer, "save_checkpoint", saved)
+    read(tmp_path, max_epochs=2, kept=kept, **validated)
+    assert sorted(file.name for file in tmp_path.iterdir()) == found
+    assert [step for step, _ in written] == ([5, 5, 10, 10] if "save_top_k" in kept else [5, 10])
 
 
 @pytest.mark.filterwarnings("ignore")
