@@ -151,7 +151,7 @@ class AdaptivePipeline(DiffusionPipeline):
         for pipeline in (student, teacher):
             pipeline.set_progress_bar_config(disable=True)
         self._refiner: Any = None
-        self._refines: list[Any] = []  # the teacher and its parts that the refiner was made of
+        self._refiner_of: list[Any] = []  # the teacher and its parts that the refiner was made of
         self._compared: tuple[Any, Any, bool] | None = None  # autoencoders, once: they are large
 
     # What a pipeline is asked for -----------------------------------------------------------------------------------
@@ -470,9 +470,9 @@ class AdaptivePipeline(DiffusionPipeline):
             ConfigError: there is none, or it begins with an image already.
         """
         now = [self.teacher, *(part for name, part in self.teacher.components.items() if name != "scheduler")]
-        same = len(now) == len(self._refines) and all(map(operator.is_, now, self._refines))
+        same = len(now) == len(self._refiner_of) and all(map(operator.is_, now, self._refiner_of))
         if self._refiner is None or not same:  # either may have been exchanged
-            self._refiner, self._refines = self._new_refiner(), now
+            self._refiner, self._refiner_of = self._new_refiner(), now
         self._refiner.scheduler = self.teacher.scheduler
         return self._refiner
 

@@ -105,10 +105,7 @@ def _finish(rows: list[Row], comparison: Comparison, lock: Lock, failures: list[
         if not row.file(comparison).is_file():
             try:
                 _measure(row, comparison, lock)
-            except (
-                RuntimeError,
-                FloatingPointError,
-            ) as error:  # memory that ran out, say
+            except (RuntimeError, FloatingPointError) as error:  # memory that ran out, say
                 traceback.print_exc()
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 failures.append(f"the entry '{row.entry.name}' could not be measured at {row.steps} steps ({reason})")

@@ -60,14 +60,13 @@ def networks(settings: Any) -> dict[str, Any]:
 
 
 def _networks(settings: Any) -> Iterator[str]:
-    items = (
-        settings.items() if isinstance(settings, dict) else enumerate(settings if isinstance(settings, list) else ())
-    )
-    for name, value in items:
-        if isinstance(value, dict | list):
+    if isinstance(settings, list):
+        settings = dict(enumerate(settings))
+    if isinstance(settings, dict):
+        for name, value in settings.items():
+            if isinstance(value, str) and str(name).split(".")[-1] in NETWORKS:
+                yield value
             yield from _networks(value)
-        elif isinstance(value, str) and str(name).split(".")[-1] in NETWORKS:
-            yield value
 
 
 def _suffixes(text: str) -> list[str]:

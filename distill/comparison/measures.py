@@ -190,7 +190,7 @@ class RealImages(Measure):
         return self.network((images * 255).round().clamp(0, 255).to(where, torch.uint8)).cpu()
 
     def _real(self) -> Tensor:
-        about = [named([self.reference, self.inception]), self.size, self.inception, "rounded to 8 bits"]
+        about = [named([self.reference, self.inception]), self.size, self.inception, self.version]
         file = self.cache / f"{digest(about)}.pt"
         if not file.is_file():
             images = reference_images(self.reference, self.size)
