@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -169,8 +170,9 @@ class DistillModule(L.LightningModule):
         mesh = self.device_mesh["data_parallel"] if self._sharded() else None  # type: ignore[index]
         earlier = self._earlier()  # sharded one after the other, so that few networks are whole at a time
         self.student = self._begun(earlier).train()
-        parallel.prepare(self.student, mesh, self.checkpoint, self.compiled)
-        self.ema, self.target = (None if decay is None else self._average(earlier, mesh) for decay in self.decays)
+        parallel.prepare(self.student, mesh, self.checkpoint, self.compiled, half=self._mixed)
+        uses = zip(self.decays, (False, self._mixed), strict=True)  # the first is sampled, outside autocast
+        self.ema, self.target = (None if decay is None else self._average(earlier, mesh, half) for decay, half in uses)
         del earlier
         teacher = backbones.load(self.teacher_name, self.teacher_dtype)
         self.teacher = Frozen(teacher.denoiser())
@@ -179,7 +181,7 @@ class DistillModule(L.LightningModule):
             torch.manual_seed(self.seed)  # the critics begin alike on every process
             for strategy in self.strategies:
                 strategy.configure(self.backbone, self.teacher)
-        parallel.prepare(self.teacher.network, mesh, self.checkpoint, self.compiled)
+        parallel.prepare(self.teacher.network, mesh, self.checkpoint, self.compiled, half=self._mixed)
         self._prepare_critics(mesh)
         if self._trainer is not None:
             parallel.average_alone(self, self.trainer.strategy)
@@ -217,7 +219,7 @@ class DistillModule(L.LightningModule):
             if networks and mesh is not None:
                 strategy.check_sharded()
             for network in networks:
-                parallel.prepare(network, mesh, self.checkpoint, self.compiled)
+                parallel.prepare(network, mesh, self.checkpoint, self.compiled, half=self._mixed)
 
     def _begun(self, earlier: dict[str, Tensor] | None) -> Denoiser:
         """A network with the weights the student begins with; fresh from the backbone it has the teacher's."""
@@ -228,9 +230,9 @@ class DistillModule(L.LightningModule):
             network.load_state_dict(earlier)
         return network
 
-    def _average(self, earlier: dict[str, Tensor] | None, mesh: DeviceMesh | None) -> Denoiser:
+    def _average(self, earlier: dict[str, Tensor] | None, mesh: DeviceMesh | None, half: bool) -> Denoiser:
         average = self._begun(earlier).requires_grad_(False).eval()
-        parallel.prepare(average, mesh, backward=False)
+        parallel.prepare(average, mesh, backward=False, half=half)
         return average
 
     def _earlier(self) -> dict[str, Tensor] | None:
@@ -265,6 +267,17 @@ class DistillModule(L.LightningModule):
 
     def _sharded(self) -> bool:
         return self._trainer is not None and isinstance(self.trainer.strategy, ModelParallelStrategy)
+
+    @property
+    def _mixed(self) -> bool:
+        return self._trainer is not None and self.trainer.precision == "bf16-mixed"
+
+    def sampling(self) -> AbstractContextManager[None]:
+        """What `sampled` is asked in outside of training steps: float32, but autocast for a sharded student without a
+        moving average, whose weights are gathered in bfloat16.
+        """
+        half = self._sharded() and self._mixed and self.ema is None
+        return self.trainer.precision_plugin.forward_context() if half else nullcontext()
 
     @property
     def critics(self) -> list[nn.Module]:

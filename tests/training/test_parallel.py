@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.distributed.device_mesh import init_device_mesh
 
 from distill import backbones
 from distill.adversarial.taps import Taps
@@ -38,6 +41,49 @@ def test_compiled_blocks_answer_and_are_tapped_as_plain_ones(sd3_folder: Path, m
     assert len(traced) == len(denoiser.blocks) > 0
     for plain, other in zip(*answers, strict=True):
         torch.testing.assert_close(other, plain, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["sd_folder", "sd3_folder"])
+def test_shards_gathered_in_half_leave_no_whole_copy_behind(
+    family: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Autocast keeps one of every weight for the way back; what is gathered is freed at once and gathered again."""
+    backbone = backbones.load(str(request.getfixturevalue(family)))
+    with torch.no_grad():
+        cond = backbone.text_encoder()(["a red ring", "a blue square"])
+    x = torch.randn(2, *backbone.latent_shape(), generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([1.0, 0.25])
+    copies, gradients = [], []
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        for half in (False, True):
+            denoiser = backbone.denoiser()
+            weights = [p.detach().bfloat16() for block in denoiser.blocks for p in block.parameters() if p.ndim > 1]
+            parallel.prepare(denoiser, init_device_mesh("cpu", (1,)), half=half)
+            saved: list[Tensor] = []
+            with torch.autocast("cpu", torch.bfloat16), saved_tensors_hooks(partial(_noted, saved), lambda kept: kept):
+                answer = denoiser(x, t, cond)
+            there = [tensor for tensor in saved if tensor.untyped_storage().nbytes()]
+            copies.append(sum(any(_is(weight, tensor) for tensor in there) for weight in weights) / len(weights))
+            answer.square().mean().backward()
+            parameters = [p for p in denoiser.parameters() if p.grad is not None]
+            assert {p.dtype for p in parameters} == {torch.float32}
+            gradients.append(torch.cat([p.grad.full_tensor().flatten() for p in parameters]))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert copies[0] > 0.8 and copies[1] == 0
+    assert (gradients[1] - gradients[0]).norm() < 0.1 * gradients[0].norm()
+
+
+def _noted(seen: list[Tensor], tensor: Tensor) -> Tensor:
+    seen.append(tensor)
+    return tensor
+
+
+def _is(weight: Tensor, tensor: Tensor) -> bool:
+    """As it is or transposed, as a matrix product keeps it."""
+    turned = [tensor, tensor.T] if tensor.ndim == 2 else [tensor]
+    return any(each.dtype == weight.dtype and each.shape == weight.shape and each.equal(weight) for each in turned)
 
 
 def test_ddp_keeps_no_copy_of_the_gradients(tmp_path: Path) -> None:
