@@ -17,6 +17,7 @@ from distill.errors import ConfigError
 from distill.files import read_json
 
 PATHS = ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")
+WEIGHTS = "state_dict."  # before the names of all weights in one
 SAID = "meta.pt"  # in a sharded checkpoint's folder, what Lightning writes beside the shards
 
 
@@ -197,18 +198,37 @@ def _gathered(folder: Path, parts: Sequence[str]) -> dict[str, Any]:
     """A sharded checkpoint whole, without what is not asked for: the optimizers' part alone is twice the student's."""
     from torch.distributed.checkpoint import FileSystemReader, load
 
-    reader, prefix = FileSystemReader(folder), "state_dict."
     try:
-        _Metadata.check(folder)
-        stored = reader.read_metadata().state_dict_metadata
-        names = [name.removeprefix(prefix) for name in stored if name.startswith(prefix)]
-        abouts: dict[str, Any] = {name: stored[prefix + name] for name in _first_part(names, parts)}
-        empty = {prefix + name: torch.empty(about.size, dtype=about.properties.dtype) for name, about in abouts.items()}
-        load(empty, storage_reader=reader, no_dist=True)
-        said = torch.load(folder / SAID, map_location="cpu", weights_only=True)
+        said, stored = _stored(folder)
+        names = _first_part(list(stored), parts)
+        empty = {WEIGHTS + n: torch.empty(stored[n].size, dtype=stored[n].properties.dtype) for n in names}
+        load(empty, storage_reader=FileSystemReader(folder), no_dist=True)
     except Exception as error:
         raise _damaged(folder) from error
-    return said | {"state_dict": {name: empty[prefix + name] for name in abouts}}
+    return said | {"state_dict": {name: empty[WEIGHTS + name] for name in names}}
+
+
+def read_outline(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Size]]:
+    """What a sharded checkpoint says of its run, and the shapes of its weights by name; none of them is read.
+
+    Raises:
+        ConfigError: a folder that is no checkpoint, or a damaged one.
+    """
+    try:
+        said, stored = _stored(folder)
+    except Exception as error:
+        raise _damaged(folder) from error
+    return said.get("distill", {}), {name: about.size for name, about in stored.items()}
+
+
+def _stored(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What lies beside a sharded checkpoint's weights, and PyTorch's description of each of them."""
+    from torch.distributed.checkpoint import FileSystemReader
+
+    _Metadata.check(folder)
+    stored = FileSystemReader(folder).read_metadata().state_dict_metadata
+    said = torch.load(folder / SAID, map_location="cpu", weights_only=True)
+    return said, {name.removeprefix(WEIGHTS): about for name, about in stored.items() if name.startswith(WEIGHTS)}
 
 
 class _Metadata(pickle.Unpickler):

@@ -25,6 +25,7 @@ import distill.tiny.perceptual
 import distill.tiny.text
 import distill.tiny.vision  # noqa: F401  (imported so that recipes can use short class names)
 from distill.errors import ConfigError
+from distill.export import is_sharded
 from distill.files import go_on_taking
 from distill.training import parallel
 from distill.training.callbacks import (
@@ -70,6 +71,7 @@ class DistillCLI(LightningCLI):
 
     def __init__(self, args: list[str]):
         self.insists = any(arg.startswith("--trainer.precision") for arg in args)
+        self.sharded_beginning: Path | None = None
         super().__init__(
             L.LightningModule,
             L.LightningDataModule,
@@ -123,6 +125,7 @@ class DistillCLI(LightningCLI):
         go_on_taking(unfinished(path), path)
         if path.exists():
             parallel.check_checkpoint(path, strategy, training=self.subcommand == "fit")
+            self.sharded_beginning = path if is_sharded(path) else None
         elif given != "last":
             raise ConfigError(f"there is no checkpoint at '{given}'; `distill fit` writes them, `last` is the newest")
 
@@ -135,6 +138,7 @@ class DistillCLI(LightningCLI):
         if isinstance(self.model, DistillModule):
             made_from = self.config[self.subcommand].model.init_args.strategies
             self.model.strategy_configs = [namespace_to_dict(strategy) for strategy in made_from]
+            self.model.sharded_beginning = self.sharded_beginning
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """With our bar for Lightning's, and the costs counted first, so that no other callback's time is among them."""

@@ -19,7 +19,7 @@ from distill.backbones.base import same_network
 from distill.batch import Batch, Cond, Draws, Gradient, Sample, length, no_autocast
 from distill.diffusion.denoiser import Denoiser
 from distill.errors import ConfigError
-from distill.export import load_student
+from distill.export import load_student, read_outline
 from distill.frozen import Frozen
 from distill.strategies.base import BALANCED, Strategy
 from distill.strategies.inputs import Inputs
@@ -142,6 +142,7 @@ class DistillModule(L.LightningModule):
         self.register_buffer("lengths", torch.zeros(len(strategies), 2))  # of gradients: own, and all with a number
         self.register_buffer("latent", torch.zeros(2, dtype=torch.long))  # height and width of the last batch
         self.strategy_configs: list[dict[str, Any]] | None = None  # what they were made from, where a recipe says it
+        self.sharded_beginning: Path | None = None  # to go on from; Lightning loads it before it shows what it says
         self._scalars: dict[str, Tensor] = {}
         self._losses: tuple[list[Tensor], list[Tensor]] = [], []  # of student and critics, since their last update
         self._autoencoder: Frozen | None = None
@@ -183,6 +184,8 @@ class DistillModule(L.LightningModule):
                 strategy.configure(self.backbone, self.teacher)
         parallel.prepare(self.teacher.network, mesh, self.checkpoint, self.compiled, half=self._mixed)
         self._prepare_critics(mesh)
+        if self.sharded_beginning is not None:
+            self._check_begun(*read_outline(self.sharded_beginning))
         if self._trainer is not None:
             parallel.average_alone(self, self.trainer.strategy)
 
@@ -511,6 +514,11 @@ class DistillModule(L.LightningModule):
         """
         about = checkpoint.get("distill", {})
         self.lost = about.get("lost", 0)
+        self._check_begun(about, {name: tensor.shape for name, tensor in checkpoint.get("state_dict", {}).items()})
+        self._tell_changes(about.get("strategy_configs"))
+
+    def _check_begun(self, about: dict[str, Any], before: dict[str, torch.Size]) -> None:
+        """By what a checkpoint says of its run, and by the shapes of its critics' weights."""
         self._check_teacher(about.get("fingerprint", ""))
         if about.get("schedule", self.backbone.schedule) != self.backbone.schedule:
             raise ConfigError(
@@ -531,12 +539,10 @@ class DistillModule(L.LightningModule):
                 f"the checkpoint is of a run with model.strategies {', '.join(began) or 'unknown'}, this recipe has "
                 f"{', '.join(now)}; go on with the same, or begin a new run with its student (model.student_init)"
             )
-        self._check_critics(checkpoint.get("state_dict", {}))
-        self._tell_changes(about.get("strategy_configs"))
+        self._check_critics({name: shape for name, shape in before.items() if name.startswith("strategies.")})
 
-    def _check_critics(self, before: dict[str, Tensor]) -> None:
-        """By the shapes of their weights; those of a sharded checkpoint are elsewhere."""
-        weights = {name: tensor.shape for name, tensor in before.items() if name.startswith("strategies.")}
+    def _check_critics(self, weights: dict[str, torch.Size]) -> None:
+        """Those of a sharded checkpoint are not among what Lightning shows of it."""
         now = {name: tensor.shape for name, tensor in self.state_dict().items() if name.startswith("strategies.")}
         if not weights or weights == now:
             return

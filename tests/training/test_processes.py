@@ -142,6 +142,14 @@ def test_recipe_as_it_is_under_fsdp2(sd3_folder: Path, sd3_latents: Path, tmp_pa
     assert one == both and set(weights) == {name for name in every if name.startswith("ema.")} < set(every)
     assert all(torch.equal(tensor, every[name]) for name, tensor in weights.items())
     assert set(read_checkpoint(last, ["none.", "student."])[1]) == {n for n in every if n.startswith("student.")}
+    hidden = {"model__strategies__init_args__hidden": 16}
+    for other, sentence in (
+        (hidden, "the critic of LatentAdversarial has other layers than in the checkpoint; go on with"),
+        ({"model__ema": "null"}, "the checkpoint keeps the moving averages ema, this recipe none; go on with"),
+    ):
+        changed = fit_arguments("ladd_sd3.yaml", sd3_folder, sd3_latents, tmp_path, **options, **other)
+        codes, said = Forked([*changed, "--ckpt_path", "last"], ranks=2).wait()
+        assert codes[0] == 2 and all(codes) and sentence in said and "Traceback" not in said
 
 
 def test_transformer_critic_pays_a_finite_difference_sharded(sd3_folder: Path, sd3_pairs: Path, tmp_path: Path) -> None:
