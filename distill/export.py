@@ -17,8 +17,8 @@ from distill.errors import ConfigError
 from distill.files import read_json
 
 PATHS = ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")
-WEIGHTS = "state_dict."  # before the names of all weights in one
 SAID = "meta.pt"  # in a sharded checkpoint's folder, what Lightning writes beside the shards
+PREFIX = "state_dict."  # of the names of weights there
 
 
 @dataclass
@@ -201,11 +201,11 @@ def _gathered(folder: Path, parts: Sequence[str]) -> dict[str, Any]:
     try:
         said, stored = _stored(folder)
         names = _first_part(list(stored), parts)
-        empty = {WEIGHTS + n: torch.empty(stored[n].size, dtype=stored[n].properties.dtype) for n in names}
+        empty = {PREFIX + n: torch.empty(stored[n].size, dtype=stored[n].properties.dtype) for n in names}
         load(empty, storage_reader=FileSystemReader(folder), no_dist=True)
     except Exception as error:
         raise _damaged(folder) from error
-    return said | {"state_dict": {name: empty[WEIGHTS + name] for name in names}}
+    return said | {"state_dict": {name: empty[PREFIX + name] for name in names}}
 
 
 def read_outline(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Size]]:
@@ -216,9 +216,9 @@ def read_outline(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Size]]:
     """
     try:
         said, stored = _stored(folder)
+        return said.get("distill", {}), {name: about.size for name, about in stored.items()}
     except Exception as error:
         raise _damaged(folder) from error
-    return said.get("distill", {}), {name: about.size for name, about in stored.items()}
 
 
 def _stored(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -228,7 +228,7 @@ def _stored(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     _Metadata.check(folder)
     stored = FileSystemReader(folder).read_metadata().state_dict_metadata
     said = torch.load(folder / SAID, map_location="cpu", weights_only=True)
-    return said, {name.removeprefix(WEIGHTS): about for name, about in stored.items() if name.startswith(WEIGHTS)}
+    return said, {name.removeprefix(PREFIX): about for name, about in stored.items() if name.startswith(PREFIX)}
 
 
 class _Metadata(pickle.Unpickler):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -31,14 +30,12 @@ class Painter:
         call: arguments of every call besides prompts and seeds.
         encode: prompts to the pipeline's embedding arguments, where its own text encoders are not to be used.
         teacher: the pipeline that a checkpoint's student was made from.
-        within: makes what every call is made in, such as autocast.
     """
 
     pipeline: Any
     call: dict[str, Any]
     encode: Callable[[list[str]], dict[str, Any]] | None = None
     teacher: str | None = None
-    within: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def __call__(self, prompts: list[str], seed: int = 0, batch_size: int = 64) -> Tensor:
         """Images `[N, 3, H, W]` in [0, 1], float32 on the CPU.
@@ -53,8 +50,7 @@ class Painter:
         device = self.pipeline.device
         for part in batches(range(len(prompts)), batch_size):
             generators = [torch.Generator(device).manual_seed(seed + index) for index in part]
-            noise = own_noise(getattr(self.pipeline, "scheduler", None), generators)
-            with noise, torch.no_grad(), self.within():
+            with own_noise(getattr(self.pipeline, "scheduler", None), generators), torch.no_grad():
                 asked = [prompts[index] for index in part]
                 text = self.encode(asked) if self.encode else {"prompt": asked}
                 answer = self._called(**text, generator=generators)

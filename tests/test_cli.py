@@ -124,6 +124,13 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "'fitt' is no command" in mistake(capsys, ["fitt"])
 
 
+def test_measuring_does_not_begin_in_inference_mode(capsys: pytest.CaptureFixture[str]) -> None:
+    """In which FSDP2 networks cannot be asked first; on gloo, where they are tested, Lightning never takes it."""
+    with pytest.raises(SystemExit):
+        main(fit_recipe("--print_config"))
+    assert "  inference_mode: false\n" in capsys.readouterr().out
+
+
 def test_interpolation_sees_overrides(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(fit_recipe("--model.teacher", "other", "--print_config"))

@@ -369,4 +369,4 @@ def painters(module: DistillModule, steps: tuple[int, ...]) -> dict[int, Painter
         return module.backbone.embedding_arguments(module.conditioning(prompts))
 
     calls = {n: module.backbone.student_call(module.inputs.visited(n), module.latent_size) for n in steps}
-    return {n: Painter(pipeline, call, encode, within=module.sampling) for n, call in calls.items()}
+    return {n: Painter(pipeline, call, encode) for n, call in calls.items()}

@@ -81,7 +81,11 @@ class DistillCLI(LightningCLI):
             save_config_callback=SaveRecipe,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},
-            trainer_defaults={"use_distributed_sampler": False, "enable_model_summary": False},
+            trainer_defaults={
+                "use_distributed_sampler": False,
+                "enable_model_summary": False,
+                "inference_mode": False,  # FSDP2 cannot begin in it, and Lightning spares only FSDP1
+            },
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             parser_class=RecipeParser,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -171,9 +170,12 @@ class DistillModule(L.LightningModule):
         mesh = self.device_mesh["data_parallel"] if self._sharded() else None  # type: ignore[index]
         earlier = self._earlier()  # sharded one after the other, so that few networks are whole at a time
         self.student = self._begun(earlier).train()
-        parallel.prepare(self.student, mesh, self.checkpoint, self.compiled, half=self._mixed)
-        uses = zip(self.decays, (False, self._mixed), strict=True)  # the first is sampled, outside autocast
-        self.ema, self.target = (None if decay is None else self._average(earlier, mesh, half) for decay, half in uses)
+        parallel.prepare(self.student, mesh, self.checkpoint, self.compiled, bfloat16=self._mixed)
+        low = (False, self._mixed)  # what is sampled is sampled in float32
+        self.ema, self.target = (
+            None if decay is None else self._average(earlier, mesh, bfloat16)
+            for decay, bfloat16 in zip(self.decays, low, strict=True)
+        )
         del earlier
         teacher = backbones.load(self.teacher_name, self.teacher_dtype)
         self.teacher = Frozen(teacher.denoiser())
@@ -182,7 +184,7 @@ class DistillModule(L.LightningModule):
             torch.manual_seed(self.seed)  # the critics begin alike on every process
             for strategy in self.strategies:
                 strategy.configure(self.backbone, self.teacher)
-        parallel.prepare(self.teacher.network, mesh, self.checkpoint, self.compiled, half=self._mixed)
+        parallel.prepare(self.teacher.network, mesh, self.checkpoint, self.compiled, tapped=True, bfloat16=self._mixed)
         self._prepare_critics(mesh)
         if self.sharded_beginning is not None:
             self._check_begun(*read_outline(self.sharded_beginning))
@@ -222,7 +224,7 @@ class DistillModule(L.LightningModule):
             if networks and mesh is not None:
                 strategy.check_sharded()
             for network in networks:
-                parallel.prepare(network, mesh, self.checkpoint, self.compiled, half=self._mixed)
+                parallel.prepare(network, mesh, self.checkpoint, self.compiled, tapped=True, bfloat16=self._mixed)
 
     def _begun(self, earlier: dict[str, Tensor] | None) -> Denoiser:
         """A network with the weights the student begins with; fresh from the backbone it has the teacher's."""
@@ -233,9 +235,9 @@ class DistillModule(L.LightningModule):
             network.load_state_dict(earlier)
         return network
 
-    def _average(self, earlier: dict[str, Tensor] | None, mesh: DeviceMesh | None, half: bool) -> Denoiser:
+    def _average(self, earlier: dict[str, Tensor] | None, mesh: DeviceMesh | None, bfloat16: bool) -> Denoiser:
         average = self._begun(earlier).requires_grad_(False).eval()
-        parallel.prepare(average, mesh, backward=False, half=half)
+        parallel.prepare(average, mesh, bfloat16=bfloat16)
         return average
 
     def _earlier(self) -> dict[str, Tensor] | None:
@@ -274,13 +276,6 @@ class DistillModule(L.LightningModule):
     @property
     def _mixed(self) -> bool:
         return self._trainer is not None and self.trainer.precision == "bf16-mixed"
-
-    def sampling(self) -> AbstractContextManager[None]:
-        """What `sampled` is asked in outside of training steps: float32, but autocast for a sharded student without a
-        moving average, whose weights are gathered in bfloat16.
-        """
-        half = self._sharded() and self._mixed and self.ema is None
-        return self.trainer.precision_plugin.forward_context() if half else nullcontext()
 
     @property
     def critics(self) -> list[nn.Module]:
@@ -514,7 +509,8 @@ class DistillModule(L.LightningModule):
         """
         about = checkpoint.get("distill", {})
         self.lost = about.get("lost", 0)
-        self._check_begun(about, {name: tensor.shape for name, tensor in checkpoint.get("state_dict", {}).items()})
+        if self.sharded_beginning is None:  # looked at already
+            self._check_begun(about, {name: tensor.shape for name, tensor in checkpoint.get("state_dict", {}).items()})
         self._tell_changes(about.get("strategy_configs"))
 
     def _check_begun(self, about: dict[str, Any], before: dict[str, torch.Size]) -> None:

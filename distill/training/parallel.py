@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ PRECISIONS = {"bf16-mixed", "32-true", "32", "bf16", "None"}  # as a recipe or L
 
 # Weights are kept in float32 and gathered in bfloat16, gradients summed in float32. Inputs are left to autocast, for
 # bfloat16 cannot tell time 999 from 1000.
-HALF = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+BFLOAT16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
 
 BUCKET = 1 << 24  # numbers averaged in one call: 64 MiB in float32
@@ -121,8 +122,8 @@ def prepare(
     mesh: DeviceMesh | None = None,
     checkpoint: bool = False,
     compiled: bool = False,
-    backward: bool = True,
-    half: bool = False,
+    tapped: bool = False,
+    bfloat16: bool = False,
 ) -> None:
     """Activation checkpointing, compilation and sharding of a denoiser, in this order, each per block.
 
@@ -131,10 +132,10 @@ def prepare(
         mesh: the data-parallel mesh to shard over (FSDP2); None leaves it whole.
         checkpoint: recompute activations in the backward pass.
         compiled: `torch.compile` each block.
-        backward: whether anything is sent back through it; the outermost part of what is only asked would stay whole
-            after a pass, if it were not sharded again at once.
-        half: gather the shards in bfloat16, half of what would be sent and kept otherwise; the network is then asked
-            under autocast only.
+        tapped: whether gradients may enter at its blocks and not at its answer, which is where FSDP2 waits for them to
+            gather the outermost part again; it then stays whole from one pass to the next.
+        bfloat16: gather the shards in bfloat16, half of what would be sent otherwise; the network then computes under
+            autocast wherever it is asked, and answers in float32.
     """
     if checkpoint:
         denoiser.network.enable_gradient_checkpointing()
@@ -142,10 +143,13 @@ def prepare(
         for block in denoiser.blocks:
             block.compile()
     if mesh is not None and not isinstance(denoiser.network, FSDPModule):
-        policy = HALF if half else MixedPrecisionPolicy()
+        policy = BFLOAT16 if bfloat16 else MixedPrecisionPolicy()
+        if bfloat16:
+            denoiser.network.forward = torch.autocast(mesh.device_type, torch.bfloat16)(denoiser.network.forward)
         for block in denoiser.blocks:
             fully_shard(block, mesh=mesh, mp_policy=policy)
-        fully_shard(denoiser.network, mesh=mesh, reshard_after_forward=None if backward else True, mp_policy=policy)
+        outermost = replace(policy, output_dtype=torch.float32)
+        fully_shard(denoiser.network, mesh=mesh, reshard_after_forward=None if tapped else True, mp_policy=outermost)
 
 
 def average_alone(module: nn.Module, strategy: Strategy) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,12 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from distill import backbones
 from distill.adversarial.taps import Taps
+from distill.backbones.base import Backbone
+from distill.batch import Cond
 from distill.training import parallel
 
 
@@ -43,36 +47,69 @@ def test_compiled_blocks_answer_and_are_tapped_as_plain_ones(sd3_folder: Path, m
         torch.testing.assert_close(other, plain, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["sd_folder", "sd3_folder"])
-def test_shards_gathered_in_half_leave_no_whole_copy_behind(
-    family: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    """Autocast keeps one of every weight for the way back; what is gathered is freed at once and gathered again."""
-    backbone = backbones.load(str(request.getfixturevalue(family)))
+@pytest.fixture
+def mesh(tmp_path: Path) -> Iterator[DeviceMesh]:
+    """Of this process alone."""
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+@dataclass
+class Asked:
+    """A small teacher and what it is asked."""
+
+    backbone: Backbone
+    x: Tensor
+    t: Tensor
+    cond: Cond
+
+
+@pytest.fixture(params=["sd_folder", "sd3_folder"])
+def asked(request: pytest.FixtureRequest) -> Asked:
+    backbone = backbones.load(str(request.getfixturevalue(request.param)))
     with torch.no_grad():
         cond = backbone.text_encoder()(["a red ring", "a blue square"])
     x = torch.randn(2, *backbone.latent_shape(), generator=torch.Generator().manual_seed(0))
-    t = torch.tensor([1.0, 0.25])
+    return Asked(backbone, x, torch.tensor([0.999, 0.25]), cond)
+
+
+def test_shards_gathered_in_bfloat16_leave_no_whole_copy_behind(mesh: DeviceMesh, asked: Asked) -> None:
+    """Autocast keeps one of every weight for the way back; what is gathered is freed at once and gathered again."""
     copies, gradients = [], []
-    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        for half in (False, True):
-            denoiser = backbone.denoiser()
-            weights = [p.detach().bfloat16() for block in denoiser.blocks for p in block.parameters() if p.ndim > 1]
-            parallel.prepare(denoiser, init_device_mesh("cpu", (1,)), half=half)
-            saved: list[Tensor] = []
-            with torch.autocast("cpu", torch.bfloat16), saved_tensors_hooks(partial(_noted, saved), lambda kept: kept):
-                answer = denoiser(x, t, cond)
-            there = [tensor for tensor in saved if tensor.untyped_storage().nbytes()]
-            copies.append(sum(any(_is(weight, tensor) for tensor in there) for weight in weights) / len(weights))
-            answer.square().mean().backward()
-            parameters = [p for p in denoiser.parameters() if p.grad is not None]
-            assert {p.dtype for p in parameters} == {torch.float32}
-            gradients.append(torch.cat([p.grad.full_tensor().flatten() for p in parameters]))
-    finally:
-        torch.distributed.destroy_process_group()
+    for bfloat16 in (False, True):
+        denoiser = asked.backbone.denoiser()
+        weights = [p.detach().bfloat16() for block in denoiser.blocks for p in block.parameters() if p.ndim > 1]
+        parallel.prepare(denoiser, mesh, bfloat16=bfloat16)
+        saved: list[Tensor] = []
+        with torch.autocast("cpu", torch.bfloat16), saved_tensors_hooks(partial(_noted, saved), lambda kept: kept):
+            answer = denoiser(asked.x, asked.t, asked.cond)
+        there = [tensor for tensor in saved if tensor.untyped_storage().nbytes()]
+        copies.append(sum(any(_is(weight, tensor) for tensor in there) for weight in weights) / len(weights))
+        answer.square().mean().backward()
+        parts = [p.grad.full_tensor().flatten() for p in denoiser.parameters() if p.grad is not None]
+        gradients.append(torch.cat(parts))
     assert copies[0] > 0.8 and copies[1] == 0
     assert (gradients[1] - gradients[0]).norm() < 0.1 * gradients[0].norm()
+
+
+def test_a_network_gathered_in_bfloat16_is_asked_like_any_other(mesh: DeviceMesh, asked: Asked) -> None:
+    """Outside autocast as within it, in float32: times that bfloat16 does not have, the answer, and what it says of
+    itself, by which diffusers chooses the precision of noise and latents.
+    """
+    denoiser = asked.backbone.denoiser()
+    parallel.prepare(denoiser, mesh, bfloat16=True)
+    told: list[Tensor] = []
+    embedding = getattr(denoiser.network, "time_proj", None) or denoiser.network.time_text_embed
+    embedding.register_forward_pre_hook(lambda _, arguments: told.append(arguments[0]))
+    timestep = denoiser.process.timestep(asked.t)
+    with torch.no_grad():
+        outside = denoiser.predict(asked.x, timestep, asked.cond)
+        with torch.autocast("cpu", torch.bfloat16):
+            within = denoiser.predict(asked.x, timestep, asked.cond)
+    assert outside.equal(within) and outside.dtype == denoiser.network.dtype == torch.float32
+    assert told and all(time.float().equal(timestep.float()) for time in told)
+    assert not timestep.bfloat16().float().equal(timestep.float()), "nothing to lose"
 
 
 def _noted(seen: list[Tensor], tensor: Tensor) -> Tensor:

@@ -115,8 +115,6 @@ def test_fsdp2_in_bfloat16_begins_as_float32_does(method: Method, tmp_path: Path
         close = next((share for part, share in room.items() if part in name), 0.05)
         assert found[name][0] == pytest.approx(alone[name][0], rel=close), name
     assert (tmp_path / "samples" / "step-000001.png").exists()
-    student = load_student(tmp_path / "checkpoints" / "last.ckpt")
-    assert {weight.dtype for weight in student.denoiser.state_dict().values()} == {torch.float32}
 
 
 def test_recipe_as_it_is_under_fsdp2(sd3_folder: Path, sd3_latents: Path, tmp_path: Path) -> None:
