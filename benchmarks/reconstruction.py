@@ -2,7 +2,7 @@
 
 From noise, Adam moves a latent of the tiny SD pipeline until its distance to a drawn picture's latent is small. What it
 then is, not what the distance says of it, shows whether the distance can be trusted: errors of latent and picture in a
-table, pictures in docs/images/reconstruction.png (one row per target: the target, then each distance).
+table, pictures in docs/images (one row per target: the target, then each distance).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DISTANCES: dict[str, dict[str, Any]] = {
 
 
 def reconstruct(settings: dict[str, Any], targets: Tensor, steps: int, seed: int) -> tuple[Tensor, Tensor]:
-    """The latents found for `targets` `[B, 4, 8, 8]`, and their last distances, 0-dim (Adam, 1e-2, falling to 0)."""
+    """The latents found for `targets` `[B, 4, h, w]`, and their last distance, 0-dim (Adam, 5e-2, falling to 0)."""
     backbone = backbones.load("tiny-sd")
     autoencoder = backbone.autoencoder().eval().requires_grad_(False)
     term = PerceptualRegression(**settings)
@@ -63,16 +63,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--targets", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--side", type=int, default=32, help="of the pictures in pixels; four times that of the latents"
+    )
+    parser.add_argument("--distances", nargs="+", choices=DISTANCES, default=list(DISTANCES))
+    parser.add_argument("--output", default="reconstruction", help="name of the files")
     options = parser.parse_args()
     autoencoder = backbones.load("tiny-sd").autoencoder().eval()
     with torch.no_grad():
-        targets = autoencoder.encode(
-            ShapesDataset(options.targets, seed=3).__getitems__(list(range(options.targets)))["pixels"]
-        )
+        drawn = ShapesDataset(options.targets, seed=3, height=options.side, width=options.side)
+        targets = autoencoder.encode(drawn.__getitems__(list(range(options.targets)))["pixels"])
         pictures = autoencoder.decode(targets)
     rows, columns = {}, [pictures]
-    for name, settings in DISTANCES.items():
-        found, loss = reconstruct(settings, targets, options.steps, options.seed)
+    for name in options.distances:
+        found, loss = reconstruct(DISTANCES[name], targets, options.steps, options.seed)
         with torch.no_grad():
             columns.append(autoencoder.decode(found))
         rows[name] = {
@@ -82,9 +86,10 @@ def main() -> None:
         }
         print(name, rows[name], flush=True)
     images = torch.stack(columns, 1).flatten(0, 1).clamp(-1, 1) / 2 + 0.5
-    save_png(grid(images, columns=len(columns), scale=3), ROOT / "docs" / "images" / "reconstruction.png")
-    values = {"steps": options.steps, "targets": options.targets, "rows": rows}
-    print(save("reconstruction", values, [options.seed]))
+    scale = max(1, 96 // options.side)
+    save_png(grid(images, columns=len(columns), scale=scale), ROOT / "docs" / "images" / f"{options.output}.png")
+    values = {"steps": options.steps, "targets": options.targets, "side": options.side, "rows": rows}
+    print(save(options.output, values, [options.seed]))
 
 
 if __name__ == "__main__":

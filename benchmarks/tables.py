@@ -33,7 +33,8 @@ def main() -> None:
         "claims_adaptive": comparison("Claims of adaptive collaboration, `benchmarks/papers/adaptive.yaml`"),
         "collaboration_tiny": collaboration,
         "collaboration_cost": plain("What collaboration costs beside the teacher"),
-        "reconstruction": reconstruction,
+        "reconstruction": reconstruction("One latent found again by each distance alone", "reconstruction"),
+        "reconstruction_64": reconstruction("The same on latents of 64×64", "reconstruction_64"),
         "perceptual_cost": plain("What a perceptual term costs at Stable Diffusion 1.5's sizes"),
         "pairs": plain("Pair generation under fire"),
         "samplers": plain("A student under the samplers it could be exported with"),
@@ -102,15 +103,24 @@ def estimate(interval: dict[str, float | None]) -> str:
     return f"{interval['mean']:.4g}{half}"
 
 
-def reconstruction(result: dict[str, Any]) -> str:
+def reconstruction(title: str, picture: str) -> Section:
     """What each distance alone leads back to."""
-    rows = result["values"]["rows"]
-    columns = list(next(iter(rows.values())))
-    lines = ["## One latent found again by each distance alone\n", origin(result)]
-    lines += [f"| | {' | '.join(column.replace('_', ' ') for column in columns)} |", "|---|" + "---|" * len(columns)]
-    lines += [f"| {name} | {' | '.join(f'{row[column]:.5f}' for column in columns)} |" for name, row in rows.items()]
-    lines += ["", f"Left the target, then in this order:\n\n![{', '.join(rows)}](images/reconstruction.png)"]
-    return "\n".join(lines) + "\n"
+
+    def section(result: dict[str, Any]) -> str:
+        rows = result["values"]["rows"]
+        columns = list(next(iter(rows.values())))
+        lines = [f"## {title}\n", origin(result)]
+        lines += [
+            f"| | {' | '.join(column.replace('_', ' ') for column in columns)} |",
+            "|---|" + "---|" * len(columns),
+        ]
+        lines += [
+            f"| {name} | {' | '.join(f'{row[column]:.5f}' for column in columns)} |" for name, row in rows.items()
+        ]
+        lines += ["", f"Left the target, then in this order:\n\n![{', '.join(rows)}](images/{picture}.png)"]
+        return "\n".join(lines) + "\n"
+
+    return section
 
 
 def plain(title: str) -> Section:
