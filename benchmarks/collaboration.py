@@ -24,11 +24,11 @@ from distill.collaboration.calibration import Calibration
 from distill.collaboration.commands import open_pair
 from distill.collaboration.judges import ShapesScore
 from distill.comparison.compare import calibration_key, kept_calibration
-from distill.comparison.identity import digest, named
 from distill.data import shapes
 from distill.evaluation.evaluate import fid_of_shapes
 from distill.evaluation.metrics import Alignment
 from distill.files import Lock, read_json, save_json
+from distill.identity import digest, named
 
 FRESH, PROMISE = 3, 4  # seeds of the captions that are measured on, and of those the spent steps are counted on
 BUDGETS = (5, 8, 10, 15)

@@ -70,7 +70,7 @@ def sample(
     Args:
         pipeline: shipped pipeline, folder or hub id.
         output: folder for 00000.png, ..., prompts.txt and, of the first eight rows, grid.png, in place of an earlier
-            call's; others' pictures are not replaced.
+            call's; others' pictures are not replaced. A call that was killed is continued by the same call.
         prompt: one, or several as '["a red ring", "a blue square"]'.
         prompts: a text file with one prompt per line, or another set: see `distill.data.prompts`.
         steps: of the sampler; what the pipeline's folder says if not given.
@@ -91,20 +91,18 @@ def sample(
     from distill.data.prompts import given_prompts
     from distill.errors import at_least_one
     from distill.files import check_folder
-    from distill.inference import check_samples, grid, open_painter, save_png, save_samples
-    from distill.progress import tracked
+    from distill.inference import check_samples, grid, open_painter, paint, save_png
 
     at_least_one(steps=steps, batch_size=batch_size, columns=columns, scale=scale)
     check_folder(output)
     lines = given_prompts(prompt, prompts)
     check_samples(output, len(lines))
     painter = open_painter(pipeline, steps, guidance, solver, device, dtype_of(dtype, half=True))
-    stream = painter.stream(lines, seed, batch_size)
-    painted = (image for _, images in tracked(stream, "painting", -(-len(lines) // batch_size)) for image in images)
-    shown = save_samples(painted, lines, output, columns * 8)
+    shown, kept = paint(painter, lines, output, seed, batch_size, columns * 8)
     save_png(grid(torch.stack(shown), columns, scale), Path(output) / "grid.png")
     some = "their grid" if len(shown) == len(lines) else f"a grid of the first {len(shown)}"
-    print(f"{len(lines)} images and {some} are in {output}")
+    before = f"; {kept} of them were there from the same call before" if kept else ""
+    print(f"{len(lines)} images and {some} are in {output}{before}")
 
 
 def evaluate(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain, islice, takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,9 +16,13 @@ from distill import backbones
 from distill.data.loading import batches
 from distill.diffusion.sampling import own_noise
 from distill.errors import ConfigError
+from distill.identity import contents, digest
+from distill.progress import tracked
+from distill.provenance import versions
 
 T = TypeVar("T")
 SOFTWARE = ("Software", "distill")  # what the PNG files written here say of themselves
+MADE = "Made from"  # and the name of the digest there
 
 
 @dataclass
@@ -30,12 +34,14 @@ class Painter:
         call: arguments of every call besides prompts and seeds.
         encode: prompts to the pipeline's embedding arguments, where its own text encoders are not to be used.
         teacher: the pipeline that a checkpoint's student was made from.
+        source: where its weights are, a folder, a checkpoint or a hub id.
     """
 
     pipeline: Any
     call: dict[str, Any]
     encode: Callable[[list[str]], dict[str, Any]] | None = None
     teacher: str | None = None
+    source: str = ""
 
     def __call__(self, prompts: list[str], seed: int = 0, batch_size: int = 64) -> Tensor:
         """Images `[N, 3, H, W]` in [0, 1], float32 on the CPU.
@@ -55,6 +61,13 @@ class Painter:
                 text = self.encode(asked) if self.encode else {"prompt": asked}
                 answer = self._called(**text, generator=generators)
             yield part, answer.images.float().cpu()
+
+    def digests(self, prompts: list[str], seed: int = 0) -> list[str]:
+        """What tells each of these images from any other: the weights, the call, the prompt and the noise."""
+        device, scheduler = self.pipeline.device.type, dict(getattr(self.pipeline.scheduler, "config", {}))
+        weights = self.source, contents(Path(self.source))
+        about = digest([weights, self.call, scheduler, str(self.pipeline.dtype), device, versions()])
+        return [digest([about, prompt, seed + index]) for index, prompt in enumerate(prompts)]
 
     def _called(self, **given: Any) -> Any:
         try:
@@ -92,7 +105,8 @@ def open_painter(
     """
     backbone = backbones.load(name, dtype)
     pipeline = backbone.pipeline(**backbone.unchecked).to(pick_device(device))
-    return _painter(backbone.path, pipeline, dict(backbone.call), backbone.calls, steps, guidance, solver)
+    painter = _painter(backbone.path, pipeline, dict(backbone.call), backbone.calls, steps, guidance, solver)
+    return replace(painter, source=backbone.near)
 
 
 def open_student_painter(
@@ -122,7 +136,7 @@ def open_student_painter(
     pipeline = student.pipeline(**backbone.unchecked).to(pick_device(device), dtype)
     call, calls = (student.calls["1"], student.calls) if student.calls else (dict(backbone.call), backbone.calls)
     painter = _painter(checkpoint, pipeline, call, calls, steps, guidance, solver)
-    return replace(painter, teacher=student.facts["teacher"])
+    return replace(painter, teacher=student.facts["teacher"], source=checkpoint)
 
 
 def _painter(
@@ -189,25 +203,60 @@ def _names(rows: Sequence[str], height: int) -> Tensor:
     return to_tensor(strip)
 
 
-def save_samples(images: Iterable[Tensor], prompts: list[str], folder: str | Path, shown: int = 0) -> list[Tensor]:
+def paint(
+    painter: Painter, prompts: list[str], folder: str | Path, seed: int = 0, batch_size: int = 64, shown: int = 0
+) -> tuple[list[Tensor], int]:
+    """Paints N prompts into a folder, as `save_samples` writes them, under a bar with the time that is left.
+
+    Pictures that the same call left there when it was ended are not painted again: a killed one is continued.
+
+    Returns:
+        The first `shown` pictures, and how many were there.
+    """
+    made = painter.digests(prompts, seed)
+    kept = painted(folder, made)
+    if kept < len(prompts):
+        kept -= kept % batch_size  # so that the batches are those of one call, and the pictures to the last bit
+    stream = painter.stream(prompts[kept:], seed + kept, batch_size)
+    coming = tracked(stream, "painting", -(-(len(prompts) - kept) // batch_size))
+    return save_samples((image for _, images in coming for image in images), prompts, folder, shown, made, kept), kept
+
+
+def save_samples(
+    images: Iterable[Tensor],
+    prompts: list[str],
+    folder: str | Path,
+    shown: int = 0,
+    made: Sequence[str] | None = None,
+    kept: int = 0,
+) -> list[Tensor]:
     """Writes N prompts as prompts.txt, and each picture, as it comes, as 00000.png and so on.
 
-    Of an earlier call into the same folder nothing is left: its pictures are those that say they are this package's.
+    Of another call into the same folder nothing is left: its pictures are those that say they are this package's.
 
     Args:
-        images: N pictures `[3, H, W]` in [0, 1], also as a tensor; none but the first `shown` is held.
+        images: the pictures from number `kept` on, `[3, H, W]` in [0, 1]; none but the first `shown` is held.
         prompts: N.
         folder: where they are written.
         shown: how many to return.
+        made: N digests of what the pictures come from, for them to keep; see `painted`.
+        kept: how many pictures are left in the folder as they are.
     """
-    coming, kept = begun(images), list[Tensor]()
-    remove_samples(folder)
+    coming = begun(images)
+    remove_samples(folder, kept)
     save_prompts(prompts, folder)
-    for index, image in enumerate(coming):
-        save_png(image, Path(folder) / f"{index:05d}.png")
+    first = [read_png(numbered(folder, index)) for index in range(min(kept, shown))]
+    for index, image in enumerate(coming, kept):
+        save_png(image, numbered(folder, index), prompts[index], made[index] if made else None)
         if index < shown:
-            kept.append(image)
-    return kept
+            first.append(image)
+    return first
+
+
+def painted(folder: str | Path, made: Sequence[str]) -> int:
+    """How many pictures, from the first one on, a folder has that say they come from the same as those of `made`."""
+    here = (_about(numbered(folder, index)).get(MADE) == one for index, one in enumerate(made))
+    return sum(takewhile(bool, here))
 
 
 def begun(items: Iterable[T]) -> Iterator[T]:
@@ -222,14 +271,15 @@ def check_samples(folder: str | Path, count: int) -> None:
     Raises:
         ConfigError: one of them is there, and this package has not written it.
     """
-    for path in (*(Path(folder) / f"{index:05d}.png" for index in range(count)), Path(folder) / "grid.png"):
+    for path in (*(numbered(folder, index) for index in range(count)), Path(folder) / "grid.png"):
         if path.is_file() and not _painted_here(path):
             raise ConfigError(f"'{path}' was not written by distill and would be lost; give another --output")
 
 
-def remove_samples(folder: str | Path) -> None:
-    """Removes what an earlier call painted into a folder, and its grid; others' pictures stay."""
-    for path in (*Path(folder).glob("[0-9]" * 5 + ".png"), Path(folder) / "grid.png"):
+def remove_samples(folder: str | Path, kept: int = 0) -> None:
+    """Removes an earlier call's pictures from number `kept` on, and its grid, from a folder; others' stay."""
+    later = (path for path in Path(folder).glob("[0-9]" * 5 + ".png") if int(path.stem) >= kept)
+    for path in (*later, Path(folder) / "grid.png"):
         if path.is_file() and _painted_here(path):
             path.unlink()
 
@@ -242,26 +292,47 @@ def save_prompts(prompts: list[str], folder: str | Path) -> None:
         part.write_text("".join(" ".join(prompt.split()) + "\n" for prompt in prompts))
 
 
-def save_png(image: Tensor, path: Any) -> None:
-    """Writes a picture `[3, H, W]` in [0, 1]."""
+def save_png(image: Tensor, path: Any, prompt: str | None = None, made: str | None = None) -> None:
+    """Writes a picture `[3, H, W]` in [0, 1]; its prompt, and the digest of what it comes from, go into the file."""
     from PIL.PngImagePlugin import PngInfo
     from torchvision.transforms.functional import to_pil_image
 
     from distill.files import written_whole
 
     about = PngInfo()
-    about.add_text(*SOFTWARE)
+    for name, value in (SOFTWARE, ("Description", prompt), (MADE, made)):
+        if value is not None:
+            about.add_text(name, value)
     with written_whole(path) as part:
         to_pil_image((255 * image + 0.5).clamp(0, 255).byte()).save(part, format="png", pnginfo=about)
 
 
+def read_png(path: Path) -> Tensor:
+    """A picture `[3, H, W]` in [0, 1]."""
+    from PIL import Image
+    from torchvision.transforms.functional import to_tensor
+
+    with Image.open(path) as picture:
+        return to_tensor(picture.convert("RGB"))
+
+
+def numbered(folder: str | Path, index: int) -> Path:
+    """Where a folder of samples has picture number `index`."""
+    return Path(folder) / f"{index:05d}.png"
+
+
 def _painted_here(path: Path) -> bool:
     """Whether `save_png` wrote a file."""
+    name, value = SOFTWARE
+    return _about(path).get(name) == value
+
+
+def _about(path: Path) -> Mapping[Any, Any]:
+    """What a picture says of itself; nothing where there is none."""
     from PIL import Image, UnidentifiedImageError
 
-    name, value = SOFTWARE
     try:
         with Image.open(path) as picture:
-            return picture.info.get(name) == value
-    except UnidentifiedImageError:
-        return False
+            return picture.info
+    except (FileNotFoundError, UnidentifiedImageError):
+        return {}

@@ -39,8 +39,13 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        **{name: version(name) for name in LIBRARIES},
+        **versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries whose change may change a number or a picture."""
+    return {name: version(name) for name in LIBRARIES}
 
 
 def _cpu() -> str:

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from distill import backbones
 from distill.errors import ConfigError
-from distill.inference import Painter, grid, open_painter, pick_device, save_png, save_samples
+from distill.inference import Painter, grid, open_painter, paint, pick_device, save_png, save_samples
 from tests.pipelines import safety_checker
+
+
+@dataclass
+class Watched:
+    """A pipeline whose calls go through `call`."""
+
+    pipeline: Any
+    call: Callable[..., Any]
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        return self.call(*given, **named)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.pipeline, name)
+
 
 PROMPTS = ["a red ring", "a blue square", "a large green cross"]
 
@@ -97,6 +116,51 @@ def test_samples_are_written_as_they_come(tmp_path: Path) -> None:
     shown = save_samples(coming(), ["a"] * 5, tmp_path, shown=2)
     assert written == [4, 1, 2, 3, 4] and len(shown) == 2
     assert sorted(file.name for file in tmp_path.iterdir()) == [*(f"{n:05d}.png" for n in range(5)), "prompts.txt"]
+
+
+def test_painting_is_continued_where_it_was_ended(sd_folder: Path, tmp_path: Path) -> None:
+    """With the batches that it would have had: the pictures are those of one call to the last bit."""
+    painter = open_painter(str(sd_folder), 1, device="cpu")
+    prompts = [f"a red ring {index}" for index in range(6)]
+    whole, _ = paint(painter, prompts, tmp_path / "whole", 3, batch_size=2, shown=6)
+    count, called = [0], painter.pipeline
+
+    def ends(*given: Any, **named: Any) -> Any:
+        count[0] += 1
+        if count[0] == 3:
+            raise KeyboardInterrupt
+        return called(*given, **named)
+
+    ended = replace(painter, pipeline=Watched(called, ends))
+    with pytest.raises(KeyboardInterrupt):
+        paint(ended, prompts, tmp_path / "parts", 3, batch_size=2, shown=6)
+    (tmp_path / "parts" / "00003.png").unlink()  # half a batch is painted again
+    shown, kept = paint(painter, prompts, tmp_path / "parts", 3, batch_size=2, shown=6)
+    assert kept == 2
+    for index, (one, other) in enumerate(zip(whole, shown, strict=True)):
+        names = [tmp_path / folder / f"{index:05d}.png" for folder in ("whole", "parts")]
+        assert names[0].read_bytes() == names[1].read_bytes()
+        torch.testing.assert_close(one, other, atol=0.5001 / 255, rtol=0)
+    assert paint(painter, prompts, tmp_path / "parts", 3, batch_size=2)[1] == 6
+
+
+@pytest.mark.parametrize("change", ["seed", "prompt", "steps", "weights"])
+def test_what_another_call_left_is_painted_again(change: str, sd_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(sd_folder, tmp_path / "pipeline")
+    paint(open_painter(str(folder), 1, device="cpu"), PROMPTS, tmp_path, 3)
+    if change == "weights":
+        file = next((folder / "unet").glob("*.safetensors"))
+        save_file({name: tensor * 1.01 for name, tensor in load_file(file).items()}, file)
+    painter = open_painter(str(folder), 2 if change == "steps" else 1, device="cpu")
+    prompts = ["a square", *PROMPTS[1:]] if change == "prompt" else PROMPTS
+    before = (tmp_path / "00000.png").read_bytes()
+    assert paint(painter, prompts, tmp_path, 4 if change == "seed" else 3)[1] == 0
+    assert (tmp_path / "00000.png").read_bytes() != before
+
+
+def test_a_picture_says_its_prompt(tmp_path: Path) -> None:
+    save_samples(torch.rand(1, 3, 4, 4), ["a red ring, \u00fc\u2028"], tmp_path)
+    assert Image.open(tmp_path / "00000.png").info["Description"] == "a red ring, \u00fc\u2028"
 
 
 def test_a_prompt_is_one_line_of_the_listing(tmp_path: Path) -> None:

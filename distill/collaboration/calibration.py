@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distill import identity
 from distill.collaboration.judges import SCORES, Judge
-from distill.comparison import identity
 from distill.errors import ConfigError
 from distill.files import read_json, save_json
 

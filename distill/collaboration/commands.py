@@ -23,6 +23,7 @@ from distill.files import written_whole
 from distill.inference import (
     begun,
     grid,
+    numbered,
     open_painter,
     open_student_painter,
     pick_device,
@@ -145,7 +146,7 @@ def _written(stream: Any, prompts: list[str], folder: Path, compare: int) -> tup
     save_prompts(prompts, folder)
     decided, shown = [], {}
     for one in coming:
-        save_png(one.image, folder / f"{one.index:05d}.png")
+        save_png(one.image, numbered(folder, one.index), prompts[one.index])
         decided.append(one.without_image())
         if one.index < compare:
             shown[one.index] = one.image

@@ -16,12 +16,12 @@ from distill.collaboration.calibration import VERSION, Calibration, judge_identi
 from distill.collaboration.calls import at_own_size
 from distill.collaboration.judges import open_judge
 from distill.collaboration.pipeline import AdaptiveOutput, AdaptivePipeline
-from distill.comparison.identity import digest
 from distill.comparison.rows import Adaptive, Comparison, Row, rows_of
 from distill.data import shapes
 from distill.data.prompts import read_prompts
 from distill.errors import ConfigError
 from distill.files import Lock, read_json, save_json, written_whole
+from distill.identity import digest
 from distill.inference import Painter, open_painter, open_student_painter, pick_device, save_png
 from distill.progress import tracked
 from distill.provenance import machine, today

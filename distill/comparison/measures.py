@@ -14,7 +14,6 @@ from torch import Tensor
 from distill import backbones
 from distill.collaboration.calls import SIDES
 from distill.collaboration.judges import check_judge, open_judge
-from distill.comparison.identity import digest, named
 from distill.data import shapes
 from distill.data.loading import batches
 from distill.data.shapes_data import HELD_OUT, ShapesDataset
@@ -31,6 +30,7 @@ from distill.evaluation.statistics import (
     precision_recall,
 )
 from distill.files import written_whole
+from distill.identity import digest, named
 from distill.inference import Painter, open_painter, pick_device
 from distill.perceptual.latent_lpips import TINY as TINY_LATENT
 from distill.perceptual.latent_lpips import LatentLPIPS

@@ -12,12 +12,12 @@ import yaml
 
 from distill.collaboration.judges import check_judge
 from distill.collaboration.pipeline import MODES
-from distill.comparison.identity import digest, named, networks, stamp, weights
 from distill.comparison.measures import Drawn, Measure, Setting, specification
 from distill.data import shapes
 from distill.data.prompts import read_prompts
 from distill.data.shapes_data import HELD_OUT
 from distill.errors import ConfigError
+from distill.identity import digest, named, networks, stamp, weights
 
 NOTHING = "there is nothing to compare; give entries, each with a name and a recipe, checkpoint or pipeline"
 

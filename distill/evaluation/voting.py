@@ -15,6 +15,7 @@ from distill.data.loading import batches
 from distill.errors import ConfigError
 from distill.evaluation.preference import Vote, elo, win_rate
 from distill.files import written_whole
+from distill.inference import numbered, read_png
 from distill.progress import tracked
 
 COLUMNS = ("first", "second", "outcome", "prompt", "voter")
@@ -125,17 +126,13 @@ def _prompts(folder: Path) -> list[str]:
     prompts = listing.read_text().splitlines() if listing.is_file() else []
     if not prompts:
         raise ConfigError(f"'{folder}' has no prompts.txt with prompts; give folders that distill sample wrote")
-    missing = [index for index in range(len(prompts)) if not _file(folder, index).is_file()]
+    missing = [index for index in range(len(prompts)) if not numbered(folder, index).is_file()]
     if missing:
         raise ConfigError(
             f"of the {len(prompts)} images that '{listing}' names {len(missing)} are missing, the first is "
-            f"{_file(folder, missing[0]).name}; paint them again with distill sample"
+            f"{numbered(folder, missing[0]).name}; paint them again with distill sample"
         )
     return prompts
-
-
-def _file(folder: str | Path, index: int) -> Path:
-    return Path(folder) / f"{index:05d}.png"
 
 
 def cast_votes(folders: Mapping[str, str | Path], judge: Scores, spec: str, batch_size: int = 64) -> list[Vote]:
@@ -162,23 +159,14 @@ def cast_votes(folders: Mapping[str, str | Path], judge: Scores, spec: str, batc
 def _scores(folder: str | Path, prompts: list[str], judge: Scores, spec: str, batch_size: int) -> list[float]:
     found: list[float] = []
     for part in tracked(batches(range(len(prompts)), batch_size), f"judging {folder}"):
-        pictures = [_picture(_file(folder, index)) for index in part]
+        pictures = [read_png(numbered(folder, index)) for index in part]
         if len({picture.shape for picture in pictures}) > 1:
             raise ConfigError(f"the images in '{folder}' differ in size; paint them again with distill sample")
         found += judge([prompts[index] for index in part], torch.stack(pictures)).double().tolist()
     for index, score in enumerate(found):
         if score != score:
-            raise ConfigError(f"the judge '{spec}' has no score for '{_file(folder, index)}'; its answer is nan")
+            raise ConfigError(f"the judge '{spec}' has no score for '{numbered(folder, index)}'; its answer is nan")
     return found
-
-
-def _picture(file: Path) -> Tensor:
-    """`[3, H, W]` in [0, 1]."""
-    from PIL import Image
-    from torchvision.transforms.functional import to_tensor
-
-    with Image.open(file) as opened:
-        return to_tensor(opened.convert("RGB"))
 
 
 def tally(votes: Sequence[Vote]) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def test_a_judge_is_its_weights_and_its_way_of_scoring(
 def test_shipped_judges_are_their_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     identities = {judge_identity("shapes"), judge_identity("small-shapes"), judge_identity("redness")}
     assert len(identities) == 3
-    monkeypatch.setattr("distill.comparison.identity._shipped", lambda name: "other" if "judge" in name else None)
+    monkeypatch.setattr("distill.identity._shipped", lambda name: "other" if "judge" in name else None)
     assert not identities & {judge_identity("shapes"), judge_identity("small-shapes")}
 
 

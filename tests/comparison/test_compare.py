@@ -22,13 +22,13 @@ from distill.cli import main
 from distill.collaboration.calibration import Calibration, prompts_hash
 from distill.comparison.claims import Claim, Source, check, judge
 from distill.comparison.compare import _cost, _measured, _open, _trained, compare
-from distill.comparison.identity import weights
 from distill.comparison.measures import Diversity, Drawn, LikeTeacher
 from distill.comparison.report import _claims, markdown, summary
 from distill.comparison.rows import Adaptive, Comparison, Entry, Row, rows_of
 from distill.data import shapes
 from distill.errors import ConfigError
 from distill.files import Lock, save_json
+from distill.identity import weights
 from distill.inference import open_painter
 from tests.runs import ROOT
 
