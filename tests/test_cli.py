@@ -224,6 +224,22 @@ def test_other_strategies_than_a_run_began_with(
     assert "of a run with model.strategies LatentAdversarial, this recipe has PerceptualRegression; go on" in error
 
 
+def test_a_run_that_names_no_folder_for_its_checkpoints_finds_them_again(
+    sd3_folder: Path, sd3_latents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lightning's own folder is named anew for every start; `last` was in none of them, and nothing was said."""
+    given = {"checkpoint__dirpath": "null", "ckpt_path": "last"}
+    for steps in (1, 2):
+        main(fit_arguments("ladd_sd3.yaml", sd3_folder, sd3_latents, tmp_path, trainer__max_steps=steps, **given))
+    said = " ".join(capsys.readouterr().out.split())
+    place = tmp_path / "checkpoints" / "last.ckpt"
+    assert said.count(f"There is no {place} to go on from, so this run begins anew.") == 1
+    assert f"2 updates are in {place}" in said
+    measured = fit_arguments("ladd_sd3.yaml", sd3_folder, sd3_latents, tmp_path / "other", **given)
+    error = mistake(capsys, ["validate", *measured[1:], "--trainer.limit_val_batches", "1"])
+    assert f"there is no checkpoint at '{tmp_path / 'other' / 'checkpoints' / 'last.ckpt'}' yet" in error
+
+
 def test_another_critic_than_a_run_began_with(
     sd3_folder: Path, sd3_latents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -122,16 +122,22 @@ class DistillCLI(LightningCLI):
             )
 
     def _check_checkpoint(self, strategy: str) -> None:
-        given, folder = self.config[self.subcommand].ckpt_path, self.config[self.subcommand].checkpoint.dirpath
-        if given is None or (given == "last" and folder is None):  # Lightning alone knows where `last` is then
+        given, kept = self.config[self.subcommand].ckpt_path, self.config[self.subcommand].checkpoint
+        if kept.dirpath is None:  # Lightning's own place has another name for every start, where none finds the last
+            kept.dirpath = str(Path(self.config[self.subcommand].trainer.default_root_dir or ".") / "checkpoints")
+        if given is None:
             return
-        path = Path(folder) / "last.ckpt" if given == "last" else Path(given)
+        path = Path(kept.dirpath) / "last.ckpt" if given == "last" else Path(given)
         go_on_taking(unfinished(path), path)
         if path.exists():
             parallel.check_checkpoint(path, strategy, training=self.subcommand == "fit")
             self.sharded_beginning = path if is_sharded(path) else None
         elif given != "last":
             raise ConfigError(f"there is no checkpoint at '{given}'; `distill fit` writes them, `last` is the newest")
+        elif self.subcommand == "fit":
+            rank_zero_only(print)(f"There is no {path} to go on from, so this run begins anew.")
+        else:
+            raise ConfigError(f"there is no checkpoint at '{path}' yet; `distill fit` writes it")
 
     def instantiate_classes(self) -> None:
         """As LightningCLI, but says only what the constructor that refused its arguments said."""
