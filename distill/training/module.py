@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -22,7 +23,7 @@ from distill.export import load_student, read_outline
 from distill.frozen import Frozen
 from distill.strategies.base import BALANCED, Strategy
 from distill.strategies.inputs import Inputs
-from distill.training import parallel
+from distill.training import parallel, schedules
 from distill.training.ema import ema_decay, update_ema
 
 BALANCE_DECAY = 0.99  # of the moving averages behind a weight that is `balanced`
@@ -146,6 +147,7 @@ class DistillModule(L.LightningModule):
         self._losses: tuple[list[Tensor], list[Tensor]] = [], []  # of student and critics, since their last update
         self._autoencoder: Frozen | None = None
         self.decoded = 0  # latents, by training steps of this process
+        self._schedules_before = 0  # learning-rate schedules of the checkpoint that a run goes on from
         self.lost = 0  # batches, by runs that ended amid an update
         self.student: Denoiser | None = None
         self.ema: Denoiser | None = None
@@ -200,6 +202,8 @@ class DistillModule(L.LightningModule):
         self.lost += self.begun(self.trainer.fit_loop.total_batch_idx + 1) % self.accumulate
         for optimizer in self.trainer.optimizers:
             optimizer.zero_grad(set_to_none=True)
+        if self.global_step:
+            self._follow_recipe()
         draws = Draws(self.seed, self.global_step, self.global_rank, 1, torch.device("cpu"))
         torch.manual_seed(draws.generators("torch's own")[0].initial_seed())
 
@@ -302,16 +306,17 @@ class DistillModule(L.LightningModule):
         makers_and_players = zip(self.optimizer_makers, players, strict=False)
         try:
             optimizers = [make(parallel.grouped(parameters)) for make, parameters in makers_and_players]
+            self._asked = [schedules.settings(optimizer) for optimizer in optimizers]
             makers = zip(self.schedule_makers, optimizers, strict=False)
-            schedules = [make(optimizer) for make, optimizer in makers if make is not None]
+            made = [make(optimizer) for make, optimizer in makers if make is not None]
         except ValueError as error:  # how torch refuses rates, betas, ...
             raise ConfigError(f"an optimizer or schedule of this recipe cannot be made: {error}") from error
-        if any(isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau) for schedule in schedules):
+        if any(isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau) for schedule in made):
             raise ConfigError(
                 "ReduceLROnPlateau follows a measured value, and the losses of two players say nothing of progress; "
                 "choose a schedule of updates, such as LinearLR"
             )
-        return optimizers, schedules
+        return optimizers, made
 
     # One batch ----------------------------------------------------------------------------------------------------
 
@@ -449,21 +454,33 @@ class DistillModule(L.LightningModule):
             raise ConfigError(
                 f"{self.patience} updates of the {name} in a row had a loss or gradient that is not finite; lower the "
                 "learning rates, set model.student_clip and model.critic_clip, or use trainer.precision=32-true, then "
-                "continue from the last checkpoint"
+                "continue from the last checkpoint (--ckpt_path last)"
             )
 
     def _step_schedule(self, optimizer: torch.optim.Optimizer) -> None:
-        for config in self.trainer.lr_scheduler_configs:
-            if config.scheduler.optimizer is optimizer:
-                try:
-                    config.scheduler.step()  # type: ignore[call-arg]
-                except ValueError as error:
-                    if "Tried to step" not in str(error):  # what OneCycleLR says
-                        raise
-                    raise ConfigError(
-                        f"a learning-rate schedule has come to its end ({error}); give it as many steps as its player "
-                        "has updates, and to go on after them choose one without an end, such as LinearLR"
-                    ) from error
+        if (config := self._schedule_of(optimizer)) is not None:
+            schedules.step(config.scheduler)  # type: ignore[arg-type]
+
+    def _schedule_of(self, optimizer: torch.optim.Optimizer) -> LRSchedulerConfig | None:
+        configs = self.trainer.lr_scheduler_configs
+        return next((config for config in configs if config.scheduler.optimizer is optimizer), None)
+
+    def _follow_recipe(self) -> None:
+        """Gives a run that goes on the rates and other settings this recipe has after as many updates, as Lightning has
+        brought back the checkpoint's; says which differ.
+        """
+        restored = self._schedules_before == len(self.trainer.lr_scheduler_configs)
+        updates = self.global_step, self.global_step * self.critic_updates
+        players = zip(("student", "critic"), updates, self.trainer.optimizers, self._asked, self.schedule_makers)  # noqa: B905
+        for name, count, optimizer, asked, make in players:
+            before, config = schedules.settings(optimizer), self._schedule_of(optimizer)
+            if config is not None and restored:  # fewer than the updates if some were skipped
+                count = schedules.steps_of(config.scheduler)  # type: ignore[arg-type]
+            made = schedules.replay(optimizer, asked, make, count)
+            if config is not None and made is not None:
+                config.scheduler = made
+            if changed := schedules.changes(before, schedules.settings(optimizer)):
+                rank_zero_warn(f"the {name}'s optimizer goes on with {', '.join(changed)}, as this recipe says")
 
     def _named(self) -> list[tuple[str, Strategy]]:
         """Strategies with the names their scalars go by; a second one of a class gets a number."""
@@ -508,7 +525,7 @@ class DistillModule(L.LightningModule):
             ConfigError: another teacher, noise schedule, strategies or moving averages.
         """
         about = checkpoint.get("distill", {})
-        self.lost = about.get("lost", 0)
+        self.lost, self._schedules_before = about.get("lost", 0), len(checkpoint.get("lr_schedulers", []))
         if self.sharded_beginning is None:  # looked at already
             self._check_begun(about, {name: tensor.shape for name, tensor in checkpoint.get("state_dict", {}).items()})
         self._tell_changes(about.get("strategy_configs"))

@@ -1,0 +1,83 @@
+"""Optimizers and learning-rate schedules that follow the recipe, also where a checkpoint has those of another."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler
+
+from distill.errors import ConfigError
+
+Settings = list[dict[str, Any]]  # of each parameter group
+
+
+def settings(optimizer: Optimizer) -> Settings:
+    """Rates, decays and so on of each parameter group."""
+    return [{name: copy.deepcopy(value) for name, value in group.items() if name != "params"}
+            for group in optimizer.param_groups]  # fmt: skip
+
+
+def replay(
+    optimizer: Optimizer, asked: Settings, make: Callable[[Optimizer], LRScheduler] | None, count: int
+) -> LRScheduler | None:
+    """Sets an optimizer to what a recipe says it is after `count` steps of its schedule; its state is left as it is.
+
+    Args:
+        optimizer: as a checkpoint left it.
+        asked: its settings before there was a schedule.
+        make: the recipe's schedule; None for a constant rate.
+        count: of the schedule's steps.
+
+    Returns:
+        The schedule after its steps.
+
+    Raises:
+        ConfigError: it ends before.
+    """
+    for group, own in zip(optimizer.param_groups, asked, strict=True):
+        for name in set(group) - {"params"}:
+            del group[name]
+        group.update(copy.deepcopy(own))
+    if make is None:
+        return None
+    schedule = make(optimizer)
+    with warnings.catch_warnings():  # that no update was made between the steps is meant
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+        for _ in range(count):
+            step(schedule)
+    return schedule
+
+
+def steps_of(schedule: LRScheduler) -> int:
+    """How many steps a schedule has made."""
+    while isinstance(schedule, ChainedScheduler):  # the one that does not count
+        schedule = schedule._schedulers[0]
+    return schedule.last_epoch
+
+
+def step(schedule: LRScheduler) -> None:
+    """One step.
+
+    Raises:
+        ConfigError: the schedule has come to its end.
+    """
+    try:
+        schedule.step()
+    except ValueError as error:
+        if "Tried to step" not in str(error):  # what OneCycleLR says
+            raise
+        raise ConfigError(
+            f"a learning-rate schedule has come to its end ({error}); give it as many steps as its player has updates, "
+            "and to go on after them choose one without an end, such as LinearLR"
+        ) from error
+
+
+def changes(before: Settings, now: Settings) -> list[str]:
+    """What differs, in words, each once."""
+    pairs = [(name, old.get(name), new[name]) for old, new in zip(before, now, strict=True) for name in new]
+    found = [f"{name} {new} (in the checkpoint {old})" for name, old, new in pairs if old != new]
+    return list(dict.fromkeys(one for one in found if not one.startswith("initial_lr ")))
