@@ -13,6 +13,7 @@ from distill.errors import ConfigError
 from distill.files import ASSETS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 TINY = ("tiny-sd3", "tiny-sd")  # the pipelines in distill/assets
 
 
@@ -68,16 +69,35 @@ def solver(name: str, scheduler: Any) -> Any:
     if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
         raise ConfigError(f"diffusers has no scheduler '{name}'; name one such as DPMSolverMultistepScheduler")
     is_flow = _is_flow(type(scheduler))
-    if _is_flow(kind) == is_flow:
-        clips = "clip_sample" in inspect.signature(kind).parameters
-        return kind.from_config(scheduler.config, **({"clip_sample": False} if clips else {}))
-    if not is_flow or "use_flow_sigmas" not in inspect.signature(kind).parameters:
+    known = inspect.signature(kind).parameters
+    given: dict[str, Any] | None = {"clip_sample": False} if "clip_sample" in known else {}
+    if is_flow and not _is_flow(kind):
+        flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": scheduler.config.shift}
+        given = flow if "use_flow_sigmas" in known else None
+    try:
+        made = None if given is None else kind.from_config(scheduler.config, **given)
+    except (TypeError, ValueError):  # a setting that this pipeline has not, or has otherwise
+        made = None
+    if made is None or not (is_flow or _follows(made, scheduler)):
         raise ConfigError(
             f"{name} cannot follow this pipeline's {'rectified flow' if is_flow else 'noise schedule'}; "
             "name one such as DPMSolverMultistepScheduler"
         )
-    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": scheduler.config.shift}
-    return kind.from_config(scheduler.config, **flow)
+    return made
+
+
+def _follows(made: Any, own: Any) -> bool:
+    """Whether a scheduler goes down the noise levels of another, variance-preserving one, as a sampler is called."""
+    here, there = (getattr(scheduler, "alphas_cumprod", None) for scheduler in (made, own))
+    alike = (
+        here is None if there is None else here is not None and torch.allclose(here.double(), there.double(), atol=1e-6)
+    )
+    if not alike or not hasattr(made, "step"):
+        return False
+    _, _, _, *more = inspect.signature(made.step).parameters.values()  # after the answer, the timestep and the sample
+    made.set_timesteps(4)
+    goes_down = float(made.timesteps[0]) > float(made.timesteps[-1])
+    return goes_down and all(option.default is not option.empty or option.kind in VARIADIC for option in more)
 
 
 def _is_flow(kind: type) -> bool:

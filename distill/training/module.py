@@ -147,6 +147,7 @@ class DistillModule(L.LightningModule):
         self._losses: tuple[list[Tensor], list[Tensor]] = [], []  # of student and critics, since their last update
         self._autoencoder: Frozen | None = None
         self.decoded = 0  # latents, by training steps of this process
+        self._asked: list[schedules.Settings] = []  # of the optimizers, before they have schedules
         self._schedules_before = 0  # learning-rate schedules of the checkpoint that a run goes on from
         self.lost = 0  # batches, by runs that ended amid an update
         self.student: Denoiser | None = None

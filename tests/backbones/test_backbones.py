@@ -136,6 +136,28 @@ def test_solver_by_name(sd_folder: Path) -> None:
         backbones.solver("FlowMatchHeunDiscreteScheduler", scheduler)
 
 
+OTHERS = ("EDMEuler", "EDMDPMSolverMultistep", "CMStochasticIterative", "IPNDM", "ScoreSdeVe", "CogVideoXDDIM",
+          "DDIMInverse", "DPMSolverMultistepInverse", "RePaint", "KarrasVe", "Amused", "UnCLIP", "SCM")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_solver_of_other_noise_levels_or_of_the_other_way_is_refused(name: str) -> None:
+    """Diffusers makes most of them from any scheduler's settings, and paints something else with them."""
+    with pytest.raises(ConfigError, match=f"{name}Scheduler cannot follow this pipeline's noise schedule"):
+        backbones.solver(f"{name}Scheduler", backbones.load("tiny-sd").scheduler())
+
+
+FOLLOWERS = ("DDIM", "DDPM", "DEISMultistep", "DPMSolverMultistep", "DPMSolverSinglestep", "EulerDiscrete", "LCM",
+             "EulerAncestralDiscrete", "HeunDiscrete", "KDPM2Discrete", "LMSDiscrete", "PNDM", "SASolver", "TCD",
+             "UniPCMultistep")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOLLOWERS)
+def test_solvers_that_follow(name: str) -> None:
+    own = backbones.load("tiny-sd").scheduler()
+    assert type(backbones.solver(f"{name}Scheduler", own)).__name__ == f"{name}Scheduler"
+
+
 @pytest.mark.parametrize("own", ["EulerDiscreteScheduler", "PNDMScheduler", "UniPCMultistepScheduler"])
 def test_no_solver_clips_latents(own: str, sd_folder: Path, tmp_path: Path) -> None:
     """DDIM does by default, and only says so where a folder's own scheduler is another."""

@@ -438,6 +438,7 @@ def test_torchs_own_numbers_are_others_on_each_process_and_after_a_resume(sd3_fo
             strategy=None,
             fit_loop=SimpleNamespace(total_batch_idx=-1),
             optimizers=[],
+            lr_scheduler_configs=[],
         )
         model.on_train_start()
         return torch.rand(3)
