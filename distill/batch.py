@@ -98,7 +98,7 @@ class Batch:
         noise: what the teacher made `x0` from, `[B, C, H, W]`; None where the data are no pairs.
         pictures: what `x0` was encoded from, `[B, 3, 8H, 8W]` in [-1, 1]; None where the data are latents.
         decode: latents to pictures.
-        encode: prompts to conditioning tensors.
+        constant: one prompt, the same batch after batch, to its conditioning tensors `[1, ...]`.
     """
 
     x0: Tensor
@@ -108,7 +108,7 @@ class Batch:
     noise: Tensor | None = None
     pictures: Tensor | None = None
     decode: Callable[[Tensor], Tensor] | None = None
-    encode: Callable[[list[str]], Cond] | None = None
+    constant: Callable[[str], Cond] | None = None
     _made: dict[str, Tensor] = field(default_factory=dict)
 
     def once(self, name: str, make: Callable[[], Tensor]) -> Tensor:
@@ -141,8 +141,8 @@ class Batch:
 
     def cond_of(self, prompt: str) -> Cond:
         """The conditioning of one prompt for every sample, such as the empty one for guidance."""
-        assert self.encode is not None
-        return {name: tensor.expand(len(self.x0), *tensor.shape[1:]) for name, tensor in self.encode([prompt]).items()}
+        assert self.constant is not None
+        return {name: tensor.expand(len(self.x0), *tensor.shape[1:]) for name, tensor in self.constant(prompt).items()}
 
 
 class Sample:

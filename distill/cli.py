@@ -46,6 +46,8 @@ def main(arguments: list[str] | None = None) -> None:
         COMMANDS[command](command, rest)
     except ConfigError as error:
         _fail(sentence_of(error))
+    except FloatingPointError as error:
+        _fail(str(error))
     except OSError as error:  # a full disk, a file in a folder's place, damaged weights: the place says what to do
         _fail(" ".join(str(error).split()) or type(error).__name__)
 
@@ -89,11 +91,12 @@ def sample(
 
     from distill.backbones import dtype_of
     from distill.data.prompts import given_prompts
-    from distill.errors import at_least_one
+    from distill.errors import at_least_one, check_seeds
     from distill.files import check_folder
     from distill.inference import check_samples, grid, open_painter, paint, save_png
 
     at_least_one(steps=steps, batch_size=batch_size, columns=columns, scale=scale)
+    check_seeds(seed=seed)
     check_folder(output)
     lines = given_prompts(prompt, prompts)
     check_samples(output, len(lines))
@@ -145,7 +148,7 @@ def evaluate(
     """
     from distill.backbones import dtype_of
     from distill.data.prompts import read_prompts
-    from distill.errors import ConfigError, at_least_one
+    from distill.errors import ConfigError, at_least_one, check_seeds
     from distill.evaluation.evaluate import evaluate_on_images, evaluate_on_shapes
     from distill.files import check_file, save_json
     from distill.inference import open_painter, open_student_painter, pick_device
@@ -153,6 +156,7 @@ def evaluate(
     if (pipeline is None) == (checkpoint is None):
         raise ConfigError("give either --pipeline or --checkpoint")
     at_least_one(steps=steps, batch_size=batch_size)
+    check_seeds(seed=seed)
     precision = dtype_of(dtype, half=True)
     check_file(output)
     if samples < 2:
@@ -246,12 +250,13 @@ def calibrate(
     from distill.collaboration import calibrate as calibrating
     from distill.collaboration.commands import open_pair, prompts_of, target_of
     from distill.collaboration.pipeline import MODES
-    from distill.errors import ConfigError, at_least_one
+    from distill.errors import ConfigError, at_least_one, check_seeds
     from distill.files import check_file
 
     if unknown := [mode for mode in modes if mode not in MODES] or not modes:
         raise ConfigError(f"modes are some of {', '.join(MODES)}; got {unknown if modes else 'none'}")
     at_least_one(count=count, student_steps=student_steps, batch_size=batch_size)
+    check_seeds(seed=seed)
     check_file(output)
     asked, best_by = prompts_of(prompts, count, seed=calibrating.CALIBRATION), target_of(target, device)
     pair = open_pair(
@@ -332,11 +337,12 @@ def collaborate(
     from distill.collaboration.commands import collaborate as collaborating
     from distill.collaboration.commands import open_pair
     from distill.data.prompts import given_prompts
-    from distill.errors import at_least_one
+    from distill.errors import at_least_one, check_seeds
     from distill.files import check_folder
     from distill.inference import check_samples
 
     at_least_one(student_steps=student_steps, batch_size=batch_size, compare=compare, scale=scale)
+    check_seeds(seed=seed)
     check_folder(output)
     lines = given_prompts(prompt, prompts)
     check_samples(output, len(lines))
@@ -391,12 +397,13 @@ def analyse(
     from distill.collaboration.calibrate import CALIBRATION
     from distill.collaboration.commands import open_pair, prompts_of
     from distill.collaboration.judges import open_judge
-    from distill.errors import ConfigError, at_least_one
+    from distill.errors import ConfigError, at_least_one, check_seeds
     from distill.evaluation.distances import open_distance
     from distill.files import check_folder
     from distill.inference import pick_device
 
     at_least_one(student_steps=student_steps, batch_size=batch_size)
+    check_seeds(seed=seed)
     check_folder(output)
     asked = prompts_of(prompts, count, seed=CALIBRATION)
     if teacher_steps < 3 or len(asked) < 10:

@@ -6,6 +6,7 @@ import ast
 import re
 from pathlib import Path
 
+LARGEST_SEED = 2**32 - 1  # that NumPy and Lightning take
 ENDED = 143  # the exit code of a process that a SIGTERM ended, as a shell has it
 
 
@@ -55,6 +56,26 @@ def at_least_one(**values: int | None) -> None:
     """
     if wrong := ", ".join(f"{name}={value}" for name, value in values.items() if value is not None and value < 1):
         raise ConfigError(f"{wrong} is too few; give 1 or more")
+
+
+def none_or_more(**values: int) -> None:
+    """Refuses numbers of things that are fewer than none.
+
+    Raises:
+        ConfigError: one that is below 0.
+    """
+    if wrong := ", ".join(f"{name}={value}" for name, value in values.items() if value < 0):
+        raise ConfigError(f"{wrong} is too few; give 0 for none, or more")
+
+
+def check_seeds(**values: int) -> None:
+    """Refuses seeds that not every generator takes.
+
+    Raises:
+        ConfigError: one below 0 or above `LARGEST_SEED`.
+    """
+    if wrong := ", ".join(f"{name}={value}" for name, value in values.items() if not 0 <= value <= LARGEST_SEED):
+        raise ConfigError(f"{wrong}: a seed is a whole number from 0 to {LARGEST_SEED}")
 
 
 def parsers_sentence(message: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -61,6 +62,20 @@ class Painter:
                 text = self.encode(asked) if self.encode else {"prompt": asked}
                 answer = self._called(**text, generator=generators)
             yield part, answer.images.float().cpu()
+
+    def finite(self, prompts: list[str], seed: int = 0, batch_size: int = 64) -> Iterator[tuple[list[int], Tensor]]:
+        """As `stream`, for what is kept or measured, where a picture of nothing would pass for a black one.
+
+        Raises:
+            FloatingPointError: a pixel is no finite number.
+        """
+        for part, images in self.stream(prompts, seed, batch_size):
+            if not images.isfinite().all():
+                raise FloatingPointError(
+                    "the pipeline paints pictures that are no finite numbers; its weights have diverged, its dtype has "
+                    "not the range, or it is called with numbers that are none"
+                )
+            yield part, images
 
     def digests(self, prompts: list[str], seed: int = 0) -> list[str]:
         """What tells each of these images from any other: the weights, the call, the prompt and the noise."""
@@ -150,6 +165,8 @@ def _painter(
 ) -> Painter:
     """What `call` says, changed as asked; of a few-step student, whose `calls` say how each number of steps is made,
     only the steps can be."""
+    if guidance is not None and not math.isfinite(guidance):
+        raise ConfigError(f"a guidance of {guidance} is no scale; give a finite number, of which 1 is none")
     if calls and (guidance, solver) != (None, None):
         raise ConfigError(f"the student '{name}' has its own guidance and solver; leave both out")
     if calls and steps is not None and str(steps) not in calls:
@@ -217,7 +234,7 @@ def paint(
     kept = painted(folder, made)
     if kept < len(prompts):
         kept -= kept % batch_size  # so that the batches are those of one call, and the pictures to the last bit
-    stream = painter.stream(prompts[kept:], seed + kept, batch_size)
+    stream = painter.finite(prompts[kept:], seed + kept, batch_size)
     coming = tracked(stream, "painting", -(-(len(prompts) - kept) // batch_size))
     return save_samples((image for _, images in coming for image in images), prompts, folder, shown, made, kept), kept
 

@@ -158,6 +158,15 @@ def test_what_another_call_left_is_painted_again(change: str, sd_folder: Path, t
     assert (tmp_path / "00000.png").read_bytes() != before
 
 
+def test_pictures_of_no_numbers_are_not_kept(sd_folder: Path, tmp_path: Path) -> None:
+    painter = open_painter(str(sd_folder), 1, device="cpu")
+    with torch.no_grad():
+        next(painter.pipeline.unet.parameters()).fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="no finite numbers"):
+        paint(painter, PROMPTS, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_picture_says_its_prompt(tmp_path: Path) -> None:
     save_samples(torch.rand(1, 3, 4, 4), ["a red ring, \u00fc\u2028"], tmp_path)
     assert Image.open(tmp_path / "00000.png").info["Description"] == "a red ring, \u00fc\u2028"

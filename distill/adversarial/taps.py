@@ -25,9 +25,11 @@ class Taps:
     def __init__(self, denoiser: Denoiser, blocks: list[int] | None = None):
         count = len(denoiser.blocks)
         self.indices = list(range(count)) if blocks is None else blocks
-        if not self.indices or any(not 0 <= index < count for index in self.indices):
+        known = all(0 <= index < count for index in self.indices)
+        if not self.indices or not known or len(set(self.indices)) < len(self.indices):
             raise ConfigError(
-                f"this network has the blocks 0 to {count - 1}, of which one or more are read; got {self.indices}"
+                f"this network has the blocks 0 to {count - 1}, of which one or more are read, each once; got "
+                f"{self.indices}"
             )
         self.denoiser = denoiser
         self._recorded: dict[int, Any] | None = None

@@ -80,8 +80,8 @@ class VisionTransformer(nn.Module):
         self.network: Any = open_vit(name)
         depth = len(self.network.blocks)
         self.blocks = blocks if blocks is not None else [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
-        if any(not 0 <= block < depth for block in self.blocks):
-            raise ConfigError(f"{name} has the blocks 0 to {depth - 1}; got blocks={self.blocks}")
+        if any(not 0 <= block < depth for block in self.blocks) or len(set(self.blocks)) < len(self.blocks):
+            raise ConfigError(f"{name} has the blocks 0 to {depth - 1}, each to be read once; got blocks={self.blocks}")
         self.whitening = open_whitening(name, [0, *(block + 1 for block in self.blocks)])
         self.size = size or self.network.patch_embed.img_size[0]
         patch = self.network.patch_embed.patch_size[0]

@@ -65,7 +65,8 @@ class CriticJudge:
     def _batch(self, prompts: list[str], pictures: Tensor) -> Batch:
         latents = self.autoencoder.network.encode(pictures)
         draws = SameDraws(0, 0, 0, len(prompts), self.device)
-        return Batch(latents, self._conditioning(prompts), prompts, draws, pictures=pictures, encode=self._conditioning)
+        cond = self._conditioning(prompts)
+        return Batch(latents, cond, prompts, draws, pictures=pictures, constant=lambda one: self._conditioning([one]))
 
     def _conditioning(self, prompts: list[str]) -> dict[str, Tensor]:
         return {name: tensor.float() for name, tensor in self.text_encoder(prompts).items()}

@@ -20,7 +20,7 @@ from distill.data.shapes_data import HELD_OUT, ShapesDataset
 from distill.errors import ConfigError
 from distill.evaluation.distances import DISTANCES, Distance, open_distance
 from distill.evaluation.evaluate import reference_images
-from distill.evaluation.metrics import read_back
+from distill.evaluation.metrics import open_inception, read_back
 from distill.evaluation.shapes_judge import load_shapes_judge
 from distill.evaluation.statistics import (
     bootstrap,
@@ -182,7 +182,8 @@ class RealImages(Measure):
     def _open(self, device: str | torch.device) -> Any:
         from torchmetrics.image.fid import NoTrainInceptionV3
 
-        return NoTrainInceptionV3("inception-v3-compat", ["2048"], self.inception).eval().to(device)
+        made = open_inception(self.inception, lambda path: NoTrainInceptionV3("inception-v3-compat", ["2048"], path))
+        return made.eval().to(device)
 
     @torch.no_grad()
     def _features(self, images: Tensor) -> Tensor:

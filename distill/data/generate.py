@@ -29,7 +29,7 @@ from distill.data.shapes_data import ShapesDataset
 from distill.data.shards import MANIFEST, read_manifest, shard_name, write_shard
 from distill.diffusion.process import RectifiedFlow
 from distill.diffusion.sampling import draws_noise, own_noise
-from distill.errors import ConfigError, at_least_one
+from distill.errors import ConfigError, at_least_one, check_seeds
 from distill.files import check_folder, checksum, remove, save_json
 from distill.progress import Advance, counted
 
@@ -66,6 +66,7 @@ class Generation:
     def __post_init__(self) -> None:
         at_least_one(count=self.count, steps=self.steps, shard_size=self.shard_size, batch_size=self.batch_size)
         at_least_one(height=self.height, width=self.width)
+        check_seeds(seed=self.seed)
 
 
 @dataclass(frozen=True)

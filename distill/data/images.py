@@ -18,7 +18,7 @@ from distill.backbones.base import Backbone
 from distill.data import loading
 from distill.data.generate import Made, Maker, make_here
 from distill.data.shards import MANIFEST, LatentsDataset, read_manifest
-from distill.errors import ConfigError, at_least_one
+from distill.errors import ConfigError, at_least_one, check_seeds, none_or_more
 
 CAPTIONS = ("caption", "text", "txt", "prompt")  # columns that hold captions, unless one is named
 FILES = {".parquet": "parquet", ".tar": "webdataset"}
@@ -182,6 +182,8 @@ class ImagesData(loading.Compared, loading.SharedFolders):
         if encoded and not teacher:
             raise ConfigError("data.encoded needs data.teacher, the pipeline whose autoencoder encodes the images")
         at_least_one(height=height, width=width)
+        check_seeds(**{"data.seed": seed})
+        none_or_more(**{"data.workers": workers, "data.reference": reference})
         self.source, self.size, self.split, self.caption = source, (height, width), split, caption
         self.batch_size, self.seed, self.workers = batch_size, seed, workers
         self.encoded, self.teacher = encoded, teacher

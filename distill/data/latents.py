@@ -17,7 +17,7 @@ from distill.data import loading
 from distill.data.generate import EncodedShapes, Generation, PairGeneration, TeacherLatents, TeacherPairs, make_here
 from distill.data.shapes_data import ShapesDataset
 from distill.data.shards import MANIFEST, LatentsDataset, read_manifest
-from distill.errors import ConfigError
+from distill.errors import ConfigError, check_seeds, none_or_more
 
 
 class LatentsData(loading.Compared, loading.SharedFolders):
@@ -51,6 +51,8 @@ class LatentsData(loading.Compared, loading.SharedFolders):
         reference: int = 0,
     ):
         super().__init__()
+        check_seeds(**{"data.seed": seed})
+        none_or_more(**{"data.workers": workers, "data.reference": reference})
         self.folder, self.teacher, self.generation = folder, teacher, generation
         self.batch_size, self.seed, self.workers = batch_size, seed, workers
         self.reference = ShapesDataset(reference, seed=1)
@@ -197,6 +199,7 @@ class EncodedShapesData(loading.SharedFolders):
         seed: int = 0,
     ):
         super().__init__()
+        check_seeds(**{"data.seed": seed})
         self.folder, self.teacher, self.count, self.drop_prompts = folder, teacher, count, drop_prompts
         self.batch_size, self.seed = batch_size, seed
 

@@ -9,7 +9,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from distill.data import shapes
 from distill.data.loading import Compared, loader
-from distill.errors import at_least_one
+from distill.errors import at_least_one, check_seeds
 
 HELD_OUT = 1  # seed of the drawn images that no teacher and no student has seen
 KEPT = 100_000  # how many of them are kept for measuring; training with the same seed begins after them
@@ -64,6 +64,7 @@ class ShapesData(Compared, L.LightningDataModule):
     ):
         super().__init__()
         at_least_one(length=length, height=height, width=width)
+        check_seeds(**{"data.seed": seed})
         self.batch_size, self.seed = batch_size, seed
         first = KEPT if seed == HELD_OUT else 0
         self.dataset = ShapesDataset(length, seed, height, width, first)

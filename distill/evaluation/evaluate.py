@@ -37,7 +37,7 @@ def evaluate_on_shapes(
     """
     fid, alignment = copy.deepcopy(held_out(reference)), Alignment()
     prompts = shapes.captions(HELD_OUT, range(samples))
-    for part, images in _tracked(painter.stream(prompts, seed, batch_size), samples, batch_size):
+    for part, images in _tracked(painter.finite(prompts, seed, batch_size), samples, batch_size):
         fid.update(images, real=False)
         alignment.update(images, [prompts[index] for index in part])
     return {
@@ -99,7 +99,7 @@ def evaluate_on_images(
     score = ClipScore(*clip).to(device) if clip else None
     asked = [prompts[index % len(prompts)] for index in range(samples)]
     size: tuple[int, int] | None = None
-    for part, images in _tracked(painter.stream(asked, seed, batch_size), samples, batch_size):
+    for part, images in _tracked(painter.finite(asked, seed, batch_size), samples, batch_size):
         size = (images.shape[-2], images.shape[-1])
         fid.update(as_written(images.to(device)), real=False)
         if score is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +183,31 @@ def inception_fid(weights: str | Path | None = None) -> Any:
 
     Args:
         weights: torch-fidelity's Inception weight file; downloaded if not given.
+
+    Raises:
+        ConfigError: as `open_inception`.
     """
-    path = str(weights) if weights else None
-    return FrechetInceptionDistance(normalize=True, feature_extractor_weights_path=path)
+    return open_inception(
+        weights, lambda path: FrechetInceptionDistance(normalize=True, feature_extractor_weights_path=path)
+    )
+
+
+def open_inception(weights: str | Path | None, make: Callable[[str | None], Any]) -> Any:
+    """What `make` makes of a weight file's name, or of None, where torch-fidelity fetches its own.
+
+    Raises:
+        ConfigError: it cannot be fetched, or is no such file.
+    """
+    try:
+        return make(str(weights) if weights else None)
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # no network, no file, another one, a damaged one: each of another kind
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+        what = f" from '{weights}'" if weights else ""
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"the Inception network cannot be opened{what} ({reason}); fetch {URL_INCEPTION_V3} where "
+            "there is a network, and name the file in the option inception (in a recipe evaluation.inception)"
+        ) from error

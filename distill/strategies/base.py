@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from torch import Tensor, nn
@@ -30,13 +31,16 @@ class Strategy(nn.Module):
             student never follows one that knows nothing; other terms have to train the student until then.
 
     Raises:
-        ConfigError: a word other than `balanced`, a negative update.
+        ConfigError: a word other than `balanced`, a negative weight, balance or update.
     """
 
     def __init__(self, weight: Weight = 1.0, balance: float = 1.0, begins: int = 0):
         super().__init__()
         if isinstance(weight, str) and weight != BALANCED:
             raise ConfigError(f"a strategy's weight is a number or {BALANCED}, got '{weight}'")
+        for name, number in (("weight", weight), ("balance", balance)):
+            if not isinstance(number, str) and not (math.isfinite(number) and number >= 0):
+                raise ConfigError(f"a strategy's {name} is a number of 0 or more, got {number}")
         if begins < 0:
             raise ConfigError(f"a strategy begins at an update of the student, 0 or later, got begins={begins}")
         self.weight, self.balance, self.begins = weight, balance, begins

@@ -19,7 +19,7 @@ from torchmetrics import Metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from distill.data import shapes
-from distill.errors import ConfigError, at_least_one
+from distill.errors import ConfigError, at_least_one, check_seeds, none_or_more
 from distill.evaluation.metrics import Alignment, ClipScore, FidShapes, as_written, inception_fid
 from distill.files import aside, go_on_taking, remove, take_place
 from distill.frozen import Frozen
@@ -36,9 +36,10 @@ class SampleGrid(L.Callback):
         every: student updates between two grids; 0 for none.
         folder: where the PNG files go; `samples` under the trainer's default_root_dir if not given.
         scale: enlargement of each pixel.
+        batch_size: images per call; the autoencoder decodes in float32 beside all that training keeps in memory.
 
     Raises:
-        ConfigError: numbers that are none.
+        ConfigError: numbers that are none, or an empty list.
     """
 
     def __init__(
@@ -48,11 +49,17 @@ class SampleGrid(L.Callback):
         every: int = 500,
         folder: str | None = None,
         scale: int = 2,
+        batch_size: int = 4,
     ):
-        _none_or_more("samples.every", every)
-        at_least_one(scale=scale)
+        none_or_more(**{"samples.every": every})
+        at_least_one(**{"samples.scale": scale, "samples.batch_size": batch_size})
+        for name, given in (("prompts", prompts), ("steps", steps)):
+            if given is not None and not given:
+                raise ConfigError(
+                    f"samples.{name} is empty; leave it out for the usual ones, or set samples.every to 0"
+                )
         self.prompts = prompts or shapes.captions(seed=2, indices=range(12))
-        self.steps, self.every, self.folder, self.scale = steps, every, folder, scale
+        self.steps, self.every, self.folder, self.scale, self.batch_size = steps, every, folder, scale, batch_size
         self._last = -1
 
     def check(self, module: DistillModule) -> None:
@@ -78,7 +85,7 @@ class SampleGrid(L.Callback):
     def paint(self, trainer: L.Trainer, module: DistillModule) -> None:
         """Paints one grid; every process takes part, the first one writes."""
         counts = self._counts(module)
-        rows = [painter(self.prompts) for painter in painters(module, counts).values()]
+        rows = [painter(self.prompts, batch_size=self.batch_size) for painter in painters(module, counts).values()]
         if not trainer.is_global_zero:
             return
         names = [f"{count} step{'s' * (count > 1)}" for count in counts]
@@ -104,6 +111,10 @@ class Evaluation(L.Callback):
         inception: Inception weight file; downloaded if not given.
         clip: open_clip model for the CLIP score as `ARCHITECTURE:WEIGHTS`, such as `ViT-g-14:laion2b_s34b_b88k`; none
             if not given.
+        batch_size: images per call, as in `SampleGrid`.
+
+    Raises:
+        ConfigError: a seed or a number that is none.
     """
 
     def __init__(
@@ -112,8 +123,11 @@ class Evaluation(L.Callback):
         seed: int = 0,
         inception: str | None = None,
         clip: str | None = None,
+        batch_size: int = 4,
     ):
-        self.steps, self.seed, self.inception, self.clip = steps, seed, inception, clip
+        check_seeds(**{"evaluation.seed": seed})
+        at_least_one(**{"evaluation.batch_size": batch_size})
+        self.steps, self.seed, self.inception, self.clip, self.batch_size = steps, seed, inception, clip, batch_size
         self.opened: dict[str, Metric] = {}  # once in a run, and never updated
 
     def on_validation_epoch_start(self, trainer: L.Trainer, module: Any) -> None:
@@ -131,7 +145,7 @@ class Evaluation(L.Callback):
         first = self.seen + trainer.global_rank * len(prompts)
         self.seen += trainer.world_size * len(prompts)
         for n, metrics in self.metrics.items():
-            images = self.painters[n](prompts, self.seed + first, len(prompts)).to(module.device)
+            images = self.painters[n](prompts, self.seed + first, self.batch_size).to(module.device)
             for metric in metrics.values():
                 if isinstance(metric, FidShapes):
                     metric.update(real, real=True)
@@ -246,7 +260,7 @@ class RunMonitor(L.Callback):
     """
 
     def __init__(self, every: int = 20):
-        _none_or_more("monitor.every", every)
+        none_or_more(**{"monitor.every": every})
         self.every = every
         self._since, self._images, self._batches = time.perf_counter(), 0, 0
 
@@ -330,11 +344,6 @@ class UpdatesBar(RichProgressBar):
         if self.trainer.max_epochs == -1:  # Lightning counts to one less, and shows a -2
             return f"Epoch {current_epoch}"
         return super()._get_train_description(current_epoch)
-
-
-def _none_or_more(name: str, number: int) -> None:
-    if number < 0:
-        raise ConfigError(f"{name} is 1 or more, or 0 for none; got {number}")
 
 
 def _size(network: nn.Module) -> int:

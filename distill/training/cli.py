@@ -24,6 +24,7 @@ import distill.tiny.judge
 import distill.tiny.perceptual
 import distill.tiny.text
 import distill.tiny.vision  # noqa: F401  (imported so that recipes can use short class names)
+from distill.data.loading import Compared, SharedFolders, check_batch_size
 from distill.errors import ConfigError
 from distill.export import is_sharded
 from distill.files import go_on_taking
@@ -160,7 +161,13 @@ class DistillCLI(LightningCLI):
         return trainer
 
     def before_fit(self) -> None:
-        """Refuses what the grids cannot show before any data is made, which may take long."""
+        """Refuses what the grids cannot show, and batches too small for a strategy, before any data is made, which may
+        take long, and any weights are read.
+        """
+        if isinstance(self.datamodule, SharedFolders | Compared) and isinstance(self.model, DistillModule):
+            processes = self.trainer.num_devices * self.trainer.num_nodes  # type: ignore[attr-defined]
+            check_batch_size(self.datamodule.batch_size, processes)
+            self.model.check_batch(self.datamodule.batch_size // processes)
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, SampleGrid) and isinstance(self.model, DistillModule):
                 callback.check(self.model)

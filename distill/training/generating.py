@@ -76,7 +76,7 @@ def generate(maker: Maker, accelerator: str, devices: str, num_nodes: int) -> No
             enable_progress_bar=False,
             use_distributed_sampler=False,
         )
-    except (MisconfigurationException, ValueError) as error:
+    except (MisconfigurationException, TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
     writer = ShardWriter(maker)
     try:

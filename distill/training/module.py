@@ -18,7 +18,7 @@ from distill import backbones
 from distill.backbones.base import same_network
 from distill.batch import Batch, Cond, Draws, Gradient, Sample, length, no_autocast
 from distill.diffusion.denoiser import Denoiser
-from distill.errors import ConfigError
+from distill.errors import ConfigError, check_seeds
 from distill.export import load_student, read_outline
 from distill.frozen import Frozen
 from distill.strategies.base import BALANCED, Strategy
@@ -112,6 +112,7 @@ class DistillModule(L.LightningModule):
                 f"gradients are clipped to a positive length, or null for none; got model.student_clip={student_clip}, "
                 f"model.critic_clip={critic_clip}"
             )
+        check_seeds(**{"model.seed": seed})
         if min(accumulate, critic_updates, patience) < 1:
             raise ConfigError("model.accumulate, model.critic_updates and model.patience must be 1 or more")
         if critic_updates > 1 and not any(strategy.has_critic for strategy in strategies):
@@ -144,6 +145,7 @@ class DistillModule(L.LightningModule):
         self.strategy_configs: list[dict[str, Any]] | None = None  # what they were made from, where a recipe says it
         self.sharded_beginning: Path | None = None  # to go on from; Lightning loads it before it shows what it says
         self._scalars: dict[str, Tensor] = {}
+        self._constants: dict[str, Cond] = {}  # of prompts that do not change
         self._losses: tuple[list[Tensor], list[Tensor]] = [], []  # of student and critics, since their last update
         self._autoencoder: Frozen | None = None
         self.decoded = 0  # latents, by training steps of this process
@@ -327,8 +329,7 @@ class DistillModule(L.LightningModule):
         asks_student = position >= self.accumulate * (self.critic_updates - 1)
         updates = (position + 1) % self.accumulate == 0
         batch, step = self.encode(raw), self.global_step
-        for strategy in self.strategies:
-            strategy.check(len(batch.prompts))
+        self.check_batch(len(batch.prompts))
         with torch.set_grad_enabled(asks_student):
             sample = self.ask(batch, step)
         if self.critics:
@@ -341,6 +342,15 @@ class DistillModule(L.LightningModule):
         if last:
             self._update_critics()
         self._log_scalars()
+
+    def check_batch(self, size: int) -> None:
+        """Refuses a number of samples per process that a strategy cannot work with.
+
+        Raises:
+            ConfigError: as `Strategy.check`.
+        """
+        for strategy in self.strategies:
+            strategy.check(size)
 
     def encode(self, raw: dict[str, Any]) -> Batch:
         """A batch as the loader gives it: `prompts` and either `x0` (latents) or `pixels`; in pairs `noise` too, and
@@ -356,12 +366,18 @@ class DistillModule(L.LightningModule):
         number = self.trainer.fit_loop.total_batch_idx
         draws = Draws(self.seed, number, self.global_rank * len(x0), len(x0), x0.device)
         pictures, noise = raw.get("pixels"), raw.get("noise")
-        return Batch(x0, cond, raw["prompts"], draws, noise, pictures, self._decode, self.conditioning)
+        return Batch(x0, cond, raw["prompts"], draws, noise, pictures, self._decode, self.constant)
 
     def conditioning(self, prompts: list[str]) -> Cond:
         """What the frozen text encoders say of B prompts, in float32."""
         with torch.no_grad():
             return {name: tensor.float() for name, tensor in self.text_encoder(prompts).items()}
+
+    def constant(self, prompt: str) -> Cond:
+        """The same of one prompt that batch after batch needs, such as none for guidance, `[1, ...]`; made once."""
+        if prompt not in self._constants:
+            self._constants[prompt] = self.conditioning([prompt])
+        return self._constants[prompt]
 
     def ask(self, batch: Batch, step: int) -> Sample:
         """The student's one answer to a batch."""

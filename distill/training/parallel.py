@@ -153,13 +153,16 @@ def prepare(
 
 
 def average_alone(module: nn.Module, strategy: Strategy) -> None:
-    """Leaves DDP one small parameter to look after, for it takes no module without any.
+    """Leaves DDP one small parameter to look after, for it takes no module without any, and the critics' buffers.
 
-    Its reducer would hold a copy of every trained one, for gradients that `average_gradients` averages.
+    Its reducer would hold a copy of every trained parameter, for gradients that `average_gradients` averages. It would
+    send all buffers in every forward pass, of which those of student and averages, such as position embeddings, are
+    constants, and the module's own are counted alike everywhere.
     """
     if isinstance(strategy, DDPStrategy):
         trained = sorted((p.numel(), name) for name, p in module.named_parameters() if p.requires_grad)
         ours = [name for _, name in trained[1:]]
+        ours += [name for name, _ in module.named_buffers() if not name.startswith("strategies.")]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ours)
 
 

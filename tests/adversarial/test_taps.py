@@ -133,8 +133,8 @@ def test_gradients_reach_the_input_through_every_block_and_no_parameter(denoiser
     assert {parameter.grad for parameter in denoiser.parameters()} == {None}
 
 
-@pytest.mark.parametrize("blocks", [[5], [-1], []])
-def test_a_block_that_does_not_exist_is_refused(denoiser, blocks):
+@pytest.mark.parametrize("blocks", [[5], [-1], [], [0, 0]])
+def test_a_block_that_does_not_exist_or_is_read_twice_is_refused(denoiser, blocks):
     last = len(denoiser.blocks) - 1
     with pytest.raises(ConfigError, match=rf"blocks 0 to {last}, .* got \[{', '.join(map(str, blocks))}\]"):
         Taps(denoiser, blocks)

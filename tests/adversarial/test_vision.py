@@ -94,8 +94,10 @@ def test_what_is_no_vision_transformer_is_refused(tmp_path: Path, vit_folder: Pa
         VisionTransformer("nonsense")
     with pytest.raises(ConfigError, match="cannot be opened"):
         VisionTransformer(str(tmp_path))
-    with pytest.raises(ConfigError, match=r"has the blocks 0 to 3; got blocks=\[4\]"):
+    with pytest.raises(ConfigError, match=r"has the blocks 0 to 3, .* got blocks=\[4\]"):
         VisionTransformer(str(vit_folder), blocks=[4])
+    with pytest.raises(ConfigError, match=r"each to be read once; got blocks=\[1, 1\]"):
+        VisionTransformer(str(vit_folder), blocks=[1, 1])
     with pytest.raises(ConfigError, match="patches of 4 pixels; size=18 does not divide"):
         VisionTransformer(str(vit_folder), size=18)
 

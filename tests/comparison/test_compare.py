@@ -138,7 +138,7 @@ def test_a_row_that_cannot_be_measured_stops_no_other(
     save_json(config, tmp_path / "list.yaml")
     with pytest.raises(SystemExit) as stopped:
         main(["compare", "--config", str(tmp_path / "list.yaml")])
-    sentence = "the entry 'diverged' could not be measured at 1 steps (FloatingPointError: it paints pictures that are"
+    sentence = "the entry 'diverged' could not be measured at 1 steps (FloatingPointError: the pipeline paints pictures"
     assert stopped.value.code == 2 and sentence in capsys.readouterr().err
     (row,) = (tmp_path / "runs" / "rows").glob("*.json")
     assert row.name.startswith(sd_folder.name)

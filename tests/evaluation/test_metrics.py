@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from scipy import linalg
 from distill.data import shapes
 from distill.data.shapes_data import ShapesDataset
 from distill.errors import ConfigError
-from distill.evaluation.metrics import Alignment, ClipDirection, ClipScore, FidShapes, read_back
+from distill.evaluation.metrics import Alignment, ClipDirection, ClipScore, FidShapes, inception_fid, read_back
 from distill.evaluation.shapes_judge import load_shapes_judge
 
 
@@ -175,6 +176,23 @@ def test_a_clip_that_cannot_be_opened_gets_a_sentence(tmp_path: Path) -> None:
         ClipScore("ViT-NoSuch", "x")
     with pytest.raises(ConfigError, match=f"^open_clip's {TINY_CLIP} cannot be opened with the weights 'nosuch' \\("):
         ClipScore(TINY_CLIP, "nosuch")
+
+
+@pytest.mark.parametrize("given", [None, "none.pth", "damaged.pth"])
+def test_an_inception_that_cannot_be_opened_gets_a_sentence(
+    given: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a network torch-fidelity says only that a name is not known."""
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", unreachable)
+    (tmp_path / "damaged.pth").write_bytes(b"no weights")
+    file = given and str(tmp_path / given)
+    with pytest.raises(ConfigError, match="Inception network cannot be opened.*; fetch https://.*pth where") as said:
+        inception_fid(file)
+    assert (file or "Name or service not known") in str(said.value)
 
 
 def test_clip_direction_is_what_an_edit_changed(tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ class Scene:
         make = FAMILIES[family]
         self.teacher, self.target = (make(seed=seed).requires_grad_(False) for seed in (1, 2))
         given = tiny.batch(B)
-        encode = lambda prompts: tiny.cond(1, seed=100 + len(prompts[0]))  # noqa: E731
-        self.batch = Batch(given.x0, given.cond, given.prompts, given.draws, encode=encode)
+        constant = lambda prompt: tiny.cond(1, seed=100 + len(prompt))  # noqa: E731
+        self.batch = Batch(given.x0, given.cond, given.prompts, given.draws, constant=constant)
         self.t = torch.tensor([1.0, 0.5, 0.02, 0.26])
         self.x_t = self.teacher.process.add_noise(given.x0, self.t, given.draws.like("noise", given.x0))
         self.sample = Sample(
@@ -49,7 +49,7 @@ def _reference_target(scene: Scene, lower: Tensor, guidance: Tensor) -> Tensor:
     for i in range(B):
         x, t, s = scene.x_t[i : i + 1], scene.t[i : i + 1], lower[i : i + 1]
         asked = scene.teacher(x, t, {name: tensor[i : i + 1] for name, tensor in scene.batch.cond.items()})
-        nothing = scene.teacher(x, t, scene.batch.encode([""]))  # type: ignore[misc]
+        nothing = scene.teacher(x, t, scene.batch.constant(""))  # type: ignore[misc]
         x0 = nothing + guidance[i] * (asked - nothing)
         (alpha, sigma), (alpha_s, sigma_s) = (scene.teacher.process.alpha_sigma(level) for level in (t, s))
         below = alpha_s * x0 + sigma_s * (x - alpha * x0) / sigma

@@ -32,15 +32,15 @@ class Scene:
         make = {"sd": tiny.sd_denoiser, "sd3": tiny.sd3_denoiser}[family]
         self.teacher, self.decoder = make(seed=1).requires_grad_(False), Decoder().requires_grad_(False)
         given = tiny.batch(B)
-        self.batch = Batch(given.x0, given.cond, given.prompts, given.draws, None, None, self.decoder, self.encode)
+        self.batch = Batch(given.x0, given.cond, given.prompts, given.draws, None, None, self.decoder, self.constant)
         self.answer = (given.draws.like("answer", given.x0)).requires_grad_()
         self.sample = Sample(self.answer * 1.0, given.x0, torch.ones(B), self.decoder)
         self.term = ScoreDistillation(**settings)
         self.term.configure(None, Frozen(self.teacher))  # type: ignore[arg-type]
         self.calls = tiny.watch(self.teacher)
 
-    def encode(self, prompts: list[str]) -> dict[str, Tensor]:
-        return tiny.cond(1, seed=100 + len(prompts[0]))
+    def constant(self, prompt: str) -> dict[str, Tensor]:
+        return tiny.cond(1, seed=100 + len(prompt))
 
     def noised(self) -> tuple[Tensor, Tensor, Tensor]:
         """`t`, the noise and `x_t` as the term draws them."""

@@ -21,6 +21,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from distill.cli import main
 from distill.data.loading import GlobalBatchSampler, ResumableLoader
 from distill.files import go_on_taking
+from distill.training import callbacks
 from distill.training.callbacks import Checkpoint, RunMonitor, UpdatesBar, unfinished
 from distill.training.cli import SaveRecipe
 from distill.training.module import DistillModule
@@ -331,6 +332,22 @@ def test_tensorboard_has_the_curves_of_both_players(told: tuple[Path, EventAccum
     assert curves["D(real)"] != curves["D(fake)"]
     for player in ("student", "critic"):
         assert all(value > 0 for value in _values(events, f"{player}/gradient_norm"))
+
+
+def test_a_grid_is_painted_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve pictures at once would be decoded beside everything that training keeps in memory."""
+    sizes: list[int] = []
+
+    def paint(prompts: list[str], seed: int = 0, batch_size: int = 64) -> torch.Tensor:
+        sizes.append(batch_size)
+        return torch.zeros(len(prompts), 3, 4, 4)
+
+    monkeypatch.setattr(callbacks, "painters", lambda module, steps: {1: paint})
+    trainer = SimpleNamespace(is_global_zero=False)
+    module = SimpleNamespace(inputs=SimpleNamespace(counts=lambda asked: (1,)))
+    for grid in (callbacks.SampleGrid(), callbacks.SampleGrid(batch_size=2)):
+        grid.paint(trainer, module)  # type: ignore[arg-type]
+    assert sizes == [4, 2]
 
 
 def test_tensorboard_has_rates_speed_and_memory(told: tuple[Path, EventAccumulator]) -> None:

@@ -20,6 +20,7 @@ from distill.errors import ConfigError
 from distill.strategies import LatentAdversarial, NoisedData, PixelAdversarial, ScoreDistillation, Strategy
 from distill.training.callbacks import Checkpoint
 from distill.training.module import DistillModule
+from tests import tiny
 from tests.runs import ROOT
 
 
@@ -445,6 +446,22 @@ def test_torchs_own_numbers_are_others_on_each_process_and_after_a_resume(sd3_fo
 
     assert torch.equal(drawn(0, 0), drawn(0, 0))
     assert not torch.equal(drawn(0, 0), drawn(1, 0)) and not torch.equal(drawn(0, 0), drawn(0, 5))
+
+
+def test_a_prompt_that_stays_is_encoded_once(sd3_folder: Path) -> None:
+    """The empty one of guidance costs as much as the batch's own with the text encoders of SD3, and never changes."""
+    model = module(sd3_folder, [Pull()], ema=None)
+    model.configure_model()
+    asked: list[list[str]] = []
+    model.text_encoder.network.register_forward_pre_hook(lambda _, given: asked.append(*given))
+    first, again = model.constant(""), model.constant("")
+    assert asked == [[""]]
+    for name, tensor in model.conditioning(["", "a red ring"]).items():
+        assert torch.equal(first[name], again[name])
+        torch.testing.assert_close(first[name], tensor[:1], atol=1e-5, rtol=0)
+    batch = tiny.batch(3)
+    batch.constant = model.constant
+    assert {len(tensor) for tensor in batch.cond_of("").values()} == {3}
 
 
 def test_checkpointing_reaches_the_decoder(sd_folder: Path) -> None:

@@ -127,6 +127,9 @@ def test_ddp_keeps_no_copy_of_the_gradients(tmp_path: Path) -> None:
     """It looks after one parameter, the smallest; frozen ones are not trained anyway."""
     module = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Linear(4, 1))
     module[0].bias.requires_grad_(False)
+    module[0].register_buffer("positions", torch.zeros(5))
+    module.add_module("strategies", torch.nn.Module())
+    module.strategies.register_buffer("statistics", torch.zeros(2))  # type: ignore[union-attr]
     parallel.average_alone(module, DDPStrategy())
     torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
@@ -135,6 +138,7 @@ def test_ddp_keeps_no_copy_of_the_gradients(tmp_path: Path) -> None:
         torch.distributed.destroy_process_group()
     kept = [p for p in wrapped._module_parameters if p.requires_grad]
     assert [p.shape for p in kept] == [(1,)]
+    assert [buffer.numel() for buffer in wrapped.modules_buffers] == [2], "the critic's; the others are alike anyway"
     whole = torch.nn.Linear(2, 2)
     parallel.average_alone(whole, SingleDeviceStrategy())
     assert not hasattr(whole, "_ddp_params_and_buffers_to_ignore")
