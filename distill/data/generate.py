@@ -30,7 +30,7 @@ from distill.data.shards import MANIFEST, read_manifest, shard_name, write_shard
 from distill.diffusion.process import RectifiedFlow
 from distill.diffusion.sampling import draws_noise, own_noise
 from distill.errors import ConfigError, at_least_one, check_seeds
-from distill.files import check_folder, checksum, remove, save_json
+from distill.files import check_folder, checksum, remove, save_json, written_whole
 from distill.progress import Advance, counted
 
 SHAPES = "shapes"  # the name of the drawn images' captions where a file of prompts could stand
@@ -120,7 +120,7 @@ class Maker:
         return sum(len(self.samples(shard)) for shard in shards)
 
     def write(self, shard: int, device: torch.device, advance: Advance = lambda samples: None) -> None:
-        """Makes shard `shard` and writes it.
+        """Makes shard `shard` and writes it, and beside it its checksum: of terabytes one process would take hours.
 
         Args:
             advance: told the number of samples after each call of the network.
@@ -133,7 +133,11 @@ class Maker:
             captions += prompts
             advance(len(indices))
         columns = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-        write_shard(self.folder / shard_name(shard), columns, captions)
+        path = self.folder / shard_name(shard)
+        self._summed(path).unlink(missing_ok=True)  # of another shard that was here
+        write_shard(path, columns, captions)
+        with written_whole(self._summed(path)) as part:
+            part.write_text(checksum(path))
 
     def check(self) -> None:
         """Refuses a folder that cannot be gone on with; every process asks, so that all of them stop.
@@ -177,11 +181,15 @@ class Maker:
         return [shard for shard in self.shards if not self._good(shard_name(shard), known)]
 
     def finish(self) -> None:
-        """Completes the manifest with each shard's checksum, and removes what killed writers left."""
-        for left in self.folder.glob(".shard-*.part"):
-            remove(left)
-        shards = {shard_name(shard): checksum(self.folder / shard_name(shard)) for shard in self.shards}
+        """Completes the manifest with each shard's checksum, and removes what writers left."""
+        known, shards = read_manifest(self.folder)["shards"], {}
+        for path in (self.folder / shard_name(shard) for shard in self.shards):
+            summed = self._summed(path)
+            found = summed.read_text() if summed.is_file() else known.get(path.name)
+            shards[path.name] = found or checksum(path)
         save_json({"settings": self.settings, "complete": True, "shards": shards}, self.folder / MANIFEST)
+        for left in (*self.folder.glob(".shard-*.part"), *self.folder.glob(".shard-*.sha256")):
+            remove(left)
 
     def asked(self, count: int) -> dict[str, Any]:
         """The settings a folder with the first `count` of the samples has."""
@@ -210,6 +218,10 @@ class Maker:
 
     def _alike(self, name: str, old: Any, asked: Any) -> bool:
         return same_network(old, asked) if name == "teacher" else old == asked
+
+    def _summed(self, path: Path) -> Path:
+        """Where a shard's checksum is until the manifest has it."""
+        return path.with_name(f".{path.name}.sha256")
 
     def _good(self, name: str, known: dict[str, str]) -> bool:
         path = self.folder / name
@@ -285,13 +297,18 @@ class TeacherLatents(Maker):
     def pipeline(self, device: torch.device) -> Any:
         """The teacher's pipeline, read once."""
         if self._pipeline is None:
-            self._pipeline = self.backbone.pipeline(**self.backbone.unchecked).to(device)
+            self._pipeline = self.backbone.pipeline(**self.backbone.unchecked, **self.shared).to(device)
             self._pipeline.set_progress_bar_config(disable=True)
             if self.backbone.dtype != torch.float32:
                 between_float32(getattr(self._pipeline, self.backbone.denoiser_name), self.backbone.dtype)
             if self.solver:
                 self._pipeline.scheduler = backbones.solver(self.solver, self._pipeline.scheduler)
         return self._pipeline
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """Components of the pipeline that are read already."""
+        return {}
 
     def scheduler(self) -> Any:
         """What the pipeline will sample with."""
@@ -371,6 +388,10 @@ class TeacherPairs(TeacherLatents):
     def solver(self) -> str | None:
         flow = isinstance(self.backbone.process(), RectifiedFlow)
         return self.generation.solver or (None if flow else "DDIMScheduler")
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        return self.text_encoder.components if self.generation.embeddings else {}
 
     @cached_property
     def text_encoder(self) -> TextEncoder:

@@ -29,6 +29,7 @@ from distill.data.latents import LatentsData, PairsData
 from distill.data.shards import LatentsDataset
 from distill.diffusion.sampling import own_noise
 from distill.errors import ConfigError
+from distill.files import checksum
 from tests.runs import Forked, distill, forked
 
 SETTINGS = Generation(count=40, steps=2, guidance=3.0, shard_size=8, batch_size=4)
@@ -140,6 +141,20 @@ def test_damaged_and_missing_shards_are_made_again(whole: Path, sd3_folder: Path
         assert maker(sd3_folder, folder).missing() == [1, 3]
     make_here(maker(sd3_folder, folder), "latents")
     assert shards(folder) == shards(whole)
+
+
+def test_checksums_are_those_of_the_files_and_none_lies_around(whole: Path, sd3_folder: Path, tmp_path: Path) -> None:
+    """Each writer sums what it wrote; whoever completes the folder reads no shard again, but one that is not summed."""
+    assert shards(whole) == {path.name: checksum(path) for path in whole.glob("shard-*")}
+    assert not list(whole.glob(".shard-*"))
+    made = maker(sd3_folder, tmp_path)
+    made.begin()
+    for shard in made.shards:
+        made.write(shard, torch.device("cpu"))
+    (tmp_path / ".shard-000002.arrow.sha256").unlink()  # killed before it was there
+    (tmp_path / "shard-000001.arrow").write_bytes(b"not read")
+    made.finish()
+    assert shards(tmp_path) == shards(whole)
 
 
 def kill_and_go_on(arguments: list[str], folder: Path, count: int) -> None:
@@ -260,6 +275,9 @@ def test_pairs_are_what_the_pipeline_makes_of_the_stored_noise(
     folder = request.getfixturevalue(f"{family}_folder")
     maker = pairs(folder, tmp_path, embeddings=True)
     make_here(maker, "pairs")
+    used = maker.pipeline(torch.device("cpu")).components
+    shared = maker.text_encoder.components
+    assert all(used[name] is part for name, part in shared.items()), "the text encoders are in memory once"
     rows = LatentsDataset(tmp_path).__getitems__([0, 9])
     backbone = backbones.load(str(folder))
     pipeline = backbone.pipeline()
