@@ -80,7 +80,7 @@ class Painter:
     def digests(self, prompts: list[str], seed: int = 0) -> list[str]:
         """What tells each of these images from any other: the weights, the call, the prompt and the noise."""
         device, scheduler = self.pipeline.device.type, dict(getattr(self.pipeline.scheduler, "config", {}))
-        weights = self.source, contents(Path(self.source))
+        weights = self.source, contents(Path(self.source)) if self.source else None
         about = digest([weights, self.call, scheduler, str(self.pipeline.dtype), device, versions()])
         return [digest([about, prompt, seed + index]) for index, prompt in enumerate(prompts)]
 

@@ -78,6 +78,15 @@ def step(schedule: LRScheduler) -> None:
 
 def changes(before: Settings, now: Settings) -> list[str]:
     """What differs, in words, each once."""
-    pairs = [(name, old.get(name), new[name]) for old, new in zip(before, now, strict=True) for name in new]
-    found = [f"{name} {new} (in the checkpoint {old})" for name, old, new in pairs if old != new]
-    return list(dict.fromkeys(one for one in found if not one.startswith("initial_lr ")))
+    found = []
+    for old, new in zip(before, now, strict=True):
+        for name in new.keys() - {"initial_lr"}:
+            was, is_ = _plain(old.get(name)), _plain(new[name])
+            if was != is_:
+                found.append(f"{name} {is_} (in the checkpoint {was})")
+    return sorted(set(found))
+
+
+def _plain(value: Any) -> Any:
+    """As a checkpoint may have it."""
+    return list(value) if isinstance(value, tuple) else value
