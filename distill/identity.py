@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
+import re
+import sysconfig
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -11,6 +14,8 @@ from typing import Any
 
 from distill.files import ASSETS, checksum, pieces
 
+CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+INSTALLED = {Path(path).resolve() for path in sysconfig.get_paths().values()}
 NETWORKS = ("teacher", "student_init", "vision", "image", "text", "weights")  # settings that may name one on disk
 
 
@@ -57,6 +62,29 @@ def networks(settings: Any) -> dict[str, Any]:
     folders that stand for one of `NETWORKS`.
     """
     return weights(settings) | named(list(_networks(settings)))
+
+
+def sources(settings: Any) -> dict[str, Any]:
+    """Digests of the files of one's own modules behind the class paths anywhere in `settings`. What is installed, this
+    package too, is not looked at, nor what such a module imports.
+    """
+    modules = {text.rpartition(".")[0] for text in _texts(settings) if CLASS_PATH.fullmatch(text)}
+    found = {module: _origin(module) for module in sorted(modules)}
+    return {module: contents(path) for module, path in found.items() if path is not None}
+
+
+def _origin(module: str) -> Path | None:
+    """The file of a module that is one's own."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError, AttributeError):  # it is none, or its package cannot be imported
+        return None
+    if spec is None or not spec.origin or not Path(spec.origin).is_file():
+        return None
+    path, package = Path(spec.origin).resolve(), module.partition(".")[0]
+    if package == __name__.partition(".")[0] or any(path.is_relative_to(place) for place in INSTALLED):
+        return None
+    return path
 
 
 def _networks(settings: Any) -> Iterator[str]:

@@ -211,8 +211,9 @@ def _trained(row: Row, comparison: Comparison, lock: Lock) -> Path:
         with Lock(first.lock(comparison), wait=True) as other:
             options["model.student_init"] = str(_trained(first, comparison, other))
     command = [sys.executable, "-m", "distill", "fit", "--config", str(entry.recipe)]
-    command += ["--seed_everything", str(row.seed), "--trainer.default_root_dir", str(folder), "--ckpt_path", "last"]
     command += [part for name, value in options.items() for part in (f"--{name}", _text(value))]
+    command += ["--seed_everything", str(row.seed), "--trainer.default_root_dir", str(folder), "--ckpt_path", "last"]
+    command += ["--checkpoint.dirpath", str(checkpoint.parent)]  # wherever the recipe has its own
     run = subprocess.run(command, stdout=2, pass_fds=[lock.descriptor])  # what is printed is the table alone
     if run.returncode:
         raise ConfigError(f"training the entry '{entry.name}' ended with code {run.returncode}; see above for why")

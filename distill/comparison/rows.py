@@ -17,7 +17,7 @@ from distill.data import shapes
 from distill.data.prompts import read_prompts
 from distill.data.shapes_data import HELD_OUT
 from distill.errors import ConfigError
-from distill.identity import digest, named, networks, stamp, weights
+from distill.identity import digest, named, networks, sources, stamp, weights
 
 NOTHING = "there is nothing to compare; give entries, each with a name and a recipe, checkpoint or pipeline"
 
@@ -253,6 +253,7 @@ class Row:
         """All that tells what is measured from anything else."""
         first = self.before(comparison)
         mine = [comparison.contents[self.entry.name], self.entry.options, networks(self.entry.options)]
+        mine += _overlaid(self.entry, mine[0])
         return [*mine, *([first._training(comparison)] if first else [])]
 
 
@@ -262,6 +263,16 @@ def rows_of(comparison: Comparison) -> Iterator[Row]:
         for seed in comparison.seeds if entry.recipe else [None]:
             for steps in entry.steps:
                 yield Row(entry, steps, seed)
+
+
+def _overlaid(entry: Entry, recipe: Any) -> list[Any]:
+    """What is in the file that an entry lays over its recipe (`options: {config: FILE}`), and the code of one's own
+    behind both, as far as there is any.
+    """
+    file = entry.options.get("config")
+    overlay = yaml.safe_load(Path(file).read_text()) if isinstance(file, str) and Path(file).is_file() else None
+    code = sources([recipe, entry.options, overlay] if entry.recipe else [])
+    return [*([overlay, networks(overlay)] if overlay else []), *([code] if code else [])]
 
 
 def contents(entry: Entry) -> Any:

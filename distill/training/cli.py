@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from jsonargparse import namespace_to_dict, set_parsing_settings
+import yaml
+from jsonargparse import Namespace, namespace_to_dict, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 import distill.data.images
 import distill.data.latents
@@ -40,6 +38,7 @@ from distill.training.callbacks import (
 )
 from distill.training.cost import TrainingCost
 from distill.training.module import DistillModule
+from distill.training.recipes import linked, recipes_of, whole_lists
 
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 
@@ -53,17 +52,30 @@ OTHERS = {  # options of Lightning's Trainer: how they stay, and what does it fo
 
 
 class RecipeParser(LightningArgumentParser):
-    """Turns what is wrong with a recipe into one sentence."""
+    """Turns what is wrong with a recipe into one sentence, and writes recipes with the `${...}` they were read with."""
+
+    recipes: list[str] = []
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         raise ConfigError(message)
 
+    def dump(self, namespace: Namespace, format: str = "parser_mode", *rest: Any, **options: Any) -> str:
+        text = super().dump(namespace, format, *rest, **options)
+        if not self.recipes or "${" in text or format not in ("parser_mode", "yaml") or options.get("with_comments"):
+            return text
+        header = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+        return header + yaml.safe_dump(linked(yaml.safe_load(text), self.recipes), sort_keys=False)
+
 
 class SaveRecipe(SaveConfigCallback):
-    """Keeps the recipe of a run beside its scalars; measuring a run does not replace it."""
+    """Keeps the recipe of a run beside its scalars; measuring a run does not replace it. What the run went on from is
+    no part of it: who begins a run from the file begins a new one.
+    """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
+            self.config = self.config.clone()
+            self.config.ckpt_path = None
             super().setup(trainer, pl_module, stage)
 
 
@@ -73,6 +85,7 @@ class DistillCLI(LightningCLI):
     def __init__(self, args: list[str]):
         self.insists = any(arg.startswith("--trainer.precision") for arg in args)
         self.sharded_beginning: Path | None = None
+        self.recipes = recipes_of(args)
         super().__init__(
             L.LightningModule,
             L.LightningDataModule,
@@ -92,6 +105,12 @@ class DistillCLI(LightningCLI):
             parser_class=RecipeParser,
             args=whole_lists(args),
         )
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """As LightningCLI's, with the recipes whose `${...}` it is to write again."""
+        parser = super().init_parser(**kwargs)
+        parser.recipes = self.recipes  # type: ignore[attr-defined]
+        return parser
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: our checkpoints hold no hyperparameters, for which Lightning would read the whole file."""
@@ -123,12 +142,10 @@ class DistillCLI(LightningCLI):
             )
 
     def _check_checkpoint(self, strategy: str) -> None:
-        given, kept = self.config[self.subcommand].ckpt_path, self.config[self.subcommand].checkpoint
-        if kept.dirpath is None:  # Lightning's own place has another name for every start, where none finds the last
-            kept.dirpath = str(Path(self.config[self.subcommand].trainer.default_root_dir or ".") / "checkpoints")
+        given = self.config[self.subcommand].ckpt_path
         if given is None:
             return
-        path = Path(kept.dirpath) / "last.ckpt" if given == "last" else Path(given)
+        path = self._checkpoints() / "last.ckpt" if given == "last" else Path(given)
         go_on_taking(unfinished(path), path)
         if path.exists():
             parallel.check_checkpoint(path, strategy, training=self.subcommand == "fit")
@@ -139,6 +156,11 @@ class DistillCLI(LightningCLI):
             rank_zero_only(print)(f"There is no {path} to go on from, so this run begins anew.")
         else:
             raise ConfigError(f"there is no checkpoint at '{path}' yet; `distill fit` writes it")
+
+    def _checkpoints(self) -> Path:
+        """Where this run's are. Lightning's own place has another name for every start, where none finds the last."""
+        config = self.config[self.subcommand]
+        return Path(config.checkpoint.dirpath or Path(config.trainer.default_root_dir or ".") / "checkpoints")
 
     def instantiate_classes(self) -> None:
         """As LightningCLI, but says only what the constructor that refused its arguments said."""
@@ -156,6 +178,9 @@ class DistillCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [UpdatesBar() if type(callback) is RichProgressBar else callback for callback in callbacks]
+        for callback in callbacks:
+            if isinstance(callback, Checkpoint) and callback.dirpath is None:
+                callback.dirpath = str(self._checkpoints())
         callbacks.insert(0, TrainingCost())
         callbacks.append(Networks())
         return trainer
@@ -200,43 +225,6 @@ class DistillCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         skipped = {"model", "dataloaders", "datamodule", "train_dataloaders", "val_dataloaders"}
         return {name: skipped for name in ("fit", "validate", "test")}
-
-
-def whole_lists(args: list[str]) -> list[str]:
-    """Arguments whose lists of strategies and callbacks, in words or in a file, take the place of an earlier file's.
-
-    jsonargparse lets each class of a list keep what the list of the same length before it said of the same class, so
-    that a setting which is left out would be the recipe's instead of its default. After an empty list there is none.
-    """
-    made, known = [], set[str]()
-    for arg, following in zip(args, [*args[1:], ""], strict=True):
-        name, equals, value = arg.partition("=")
-        value = value if equals else following
-        if name in ("-c", "--config"):
-            lists = _lists_of(value)
-            made += [word for option in sorted(lists & known) for word in (f"--{option}", "[]")]
-            known |= lists
-        elif name.endswith((".strategies", ".callbacks")) and value.lstrip().startswith("["):
-            made += [name, "[]"]
-        made.append(arg)
-    return made
-
-
-def _lists_of(file: str) -> set[str]:
-    """The options by which a recipe's lists are replaced; none of a file that cannot be read, of which others tell."""
-    try:
-        recipe = OmegaConf.to_container(OmegaConf.load(file))
-    except (OSError, YAMLError, OmegaConfBaseException, UnicodeDecodeError):
-        return set()
-    places = {"model.strategies": ("model", "init_args", "strategies"), "trainer.callbacks": ("trainer", "callbacks")}
-    return {option for option, place in places.items() if isinstance(_at(recipe, place), list)}
-
-
-def _at(settings: Any, place: tuple[str, ...]) -> Any:
-    """What lies in nested settings; nothing where a name is missing."""
-    for name in place:
-        settings = settings.get(name) if isinstance(settings, dict) else None
-    return settings
 
 
 def _refusal(error: BaseException) -> BaseException:

@@ -28,7 +28,7 @@ from distill.comparison.rows import Adaptive, Comparison, Entry, Row, rows_of
 from distill.data import shapes
 from distill.errors import ConfigError
 from distill.files import Lock, save_json
-from distill.identity import weights
+from distill.identity import sources, weights
 from distill.inference import open_painter
 from tests.runs import ROOT
 
@@ -105,6 +105,38 @@ def test_other_weights_under_a_name_are_another_row(tmp_path: Path) -> None:
         listed = Comparison([Entry("a", pipeline=str(folder), steps=[1])], "report", runs=str(tmp_path))
         files += [row.file(listed) for row in rows_of(listed)]
     assert files[0] != files[1] == files[2]
+
+
+@pytest.mark.parametrize("place", ["recipe", "options", "overlay"])
+def test_other_code_of_ones_own_is_another_training(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a new idea is compared by again and again; classes that are installed are not looked at."""
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe, overlay, code = (tmp_path / name for name in ("recipe.yaml", "mine.yaml", "own_idea.py"))
+    terms = {"model": {"strategies": [{"class_path": "own_idea.Idea"}], "optimizer": "torch.optim.AdamW"}}
+    save_json(terms if place == "recipe" else {}, recipe)
+    save_json(terms if place == "overlay" else {"model": {"teacher": "tiny-sd"}}, overlay)
+    options = {"options": terms, "overlay": {"config": str(overlay)}, "recipe": {}}[place]
+    runs = []
+    for text in ("one", "other", "other"):
+        code.write_text(text)
+        listed = Comparison([Entry("a", recipe=str(recipe), options=options, steps=[1])], "report", runs=str(tmp_path))
+        runs += [row.run(listed) for row in rows_of(listed)]
+    assert runs[0] != runs[1] == runs[2]
+    assert set(sources(terms)) == {"own_idea"}
+    assert not sources({"class_path": "torch.optim.AdamW", "of": "distill.strategies.Strategy", "at": "no.module.X"})
+
+
+def test_another_overlay_is_another_training(tmp_path: Path) -> None:
+    recipe, overlay, runs = tmp_path / "recipe.yaml", tmp_path / "mine.yaml", []
+    save_json({}, recipe)
+    for weight in (0.5, 50.0, 50.0):
+        save_json({"weight": weight}, overlay)
+        entry = Entry("a", recipe=str(recipe), options={"config": str(overlay)}, steps=[1])
+        listed = Comparison([entry], "report", runs=str(tmp_path))
+        runs += [row.run(listed) for row in rows_of(listed)]
+    assert runs[0] != runs[1] == runs[2]
 
 
 @pytest.mark.parametrize("setting", ["teacher", "student_init"])
@@ -225,6 +257,9 @@ def test_a_second_stage_begins_at_the_first_ones_student(tmp_path: Path, monkeyp
     with Lock(two.lock(listed)) as lock:
         _trained(two, listed, lock)
         assert len(calls) == 2, "the first stage is trained for the second"
+    for call, row in zip(calls, (one, two), strict=True):  # whatever folders a recipe names
+        folder = row.run(listed)
+        assert f"--trainer.default_root_dir {folder} " in call and f"--checkpoint.dirpath {folder}/checkpoints" in call
     with Lock(one.lock(listed)) as lock:
         _trained(one, listed, lock)
     assert len(calls) == 2, "and not again"
