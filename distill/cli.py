@@ -53,7 +53,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def sample(
-    pipeline: str,
+    pipeline: str | None = None,
+    checkpoint: str | None = None,
     output: str = "samples",
     prompt: list[str] | str | None = None,
     prompts: str | None = None,
@@ -71,6 +72,7 @@ def sample(
 
     Args:
         pipeline: shipped pipeline, folder or hub id.
+        checkpoint: a checkpoint of `distill fit`, in place of a pipeline.
         output: folder for 00000.png, ..., prompts.txt and, of the first eight rows, grid.png, in place of an earlier
             call's; others' pictures are not replaced. A call that was killed is continued by the same call.
         prompt: one, or several as '["a red ring", "a blue square"]'.
@@ -93,14 +95,14 @@ def sample(
     from distill.data.prompts import given_prompts
     from distill.errors import at_least_one, check_seeds
     from distill.files import check_folder
-    from distill.inference import check_samples, grid, open_painter, paint, save_png
+    from distill.inference import check_samples, grid, open_either, paint, save_png
 
     at_least_one(steps=steps, batch_size=batch_size, columns=columns, scale=scale)
     check_seeds(seed=seed)
     check_folder(output)
     lines = given_prompts(prompt, prompts)
     check_samples(output, len(lines))
-    painter = open_painter(pipeline, steps, guidance, solver, device, dtype_of(dtype, half=True))
+    painter = open_either(pipeline, checkpoint, steps, guidance, solver, device, dtype_of(dtype, half=True))
     shown, kept = paint(painter, lines, output, seed, batch_size, columns * 8)
     save_png(grid(torch.stack(shown), columns, scale), Path(output) / "grid.png")
     some = "their grid" if len(shown) == len(lines) else f"a grid of the first {len(shown)}"
@@ -151,20 +153,18 @@ def evaluate(
     from distill.errors import ConfigError, at_least_one, check_seeds
     from distill.evaluation.evaluate import evaluate_on_images, evaluate_on_shapes
     from distill.files import check_file, save_json
-    from distill.inference import open_painter, open_student_painter, pick_device
+    from distill.inference import open_either, pick_device
 
-    if (pipeline is None) == (checkpoint is None):
-        raise ConfigError("give either --pipeline or --checkpoint")
+    for name, given in (("prompts", prompts), ("inception", inception), ("clip", clip)):
+        if reference == "shapes" and given is not None:
+            raise ConfigError(f"--{name} is for real images; give --reference FOLDER with it, or leave it out")
     at_least_one(steps=steps, batch_size=batch_size)
     check_seeds(seed=seed)
     precision = dtype_of(dtype, half=True)
     check_file(output)
     if samples < 2:
         raise ConfigError(f"a distance between distributions needs 2 images or more; got --samples {samples}")
-    if checkpoint:
-        painter = open_student_painter(checkpoint, steps, guidance, solver, device, precision)
-    else:
-        painter = open_painter(str(pipeline), steps, guidance, solver, device, precision)
+    painter = open_either(pipeline, checkpoint, steps, guidance, solver, device, precision)
     if reference == "shapes":
         values = evaluate_on_shapes(painter, samples, seed, batch_size)
     else:

@@ -110,7 +110,7 @@ def export(
         pipeline.to(torch.float16)
     calls = student.calls
     own = {"call": calls["1"], "calls": calls} if calls else {"call": student.backbone.call}
-    student.backbone.save(pipeline, output, model_card(student, type(pipeline).__name__, values), own)
+    student.backbone.save(pipeline, output, model_card(student, type(pipeline).__name__, values, half), own)
     return student
 
 
@@ -138,12 +138,15 @@ def _exported(folder: Path) -> bool:
     return (folder / "model_index.json").is_file() and (folder / CALL_FILE).is_file()
 
 
-def model_card(student: Student, pipeline: str, metrics: Any = None) -> str:
+def model_card(student: Student, pipeline: str, metrics: Any = None, half: bool = False) -> str:
     """The README of an exported student: what it is, and the exact calls that visit its trained levels, first that of
     four steps or of as many below as there are.
     """
     facts, calls = student.facts, student.calls
-    absent = "".join(f", {name}=None" for name in student.backbone.absent)
+    loaded = "".join(f", {name}=None" for name in student.backbone.absent)
+    loaded += (
+        ", torch_dtype=torch.float16" if half else ""
+    )  # diffusers' own default is float32, transformers' the file's
     lines = [
         "---\nlibrary_name: diffusers\npipeline_tag: text-to-image\n---\n",
         f"# {'Few-step student' if calls else 'Network'} of {facts['teacher']}\n",
@@ -156,7 +159,7 @@ def model_card(student: Student, pipeline: str, metrics: Any = None) -> str:
     call = calls[max(few, key=int)] if calls else student.backbone.call
     lines += [
         "\n```python\nimport torch\nfrom diffusers import " + pipeline + "\n",
-        f'pipe = {pipeline}.from_pretrained("THIS_FOLDER"{absent})',
+        f'pipe = {pipeline}.from_pretrained("THIS_FOLDER"{loaded})',
         "torch.manual_seed(0)  # of all noise; a generator of the same seed would give the first noise twice",
         'image = pipe(\n    "YOUR PROMPT",',
         *[f"    {name}={value!r}," for name, value in call.items()],

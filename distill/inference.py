@@ -154,6 +154,19 @@ def open_student_painter(
     return replace(painter, teacher=student.facts["teacher"], source=checkpoint)
 
 
+def open_either(pipeline: str | None, checkpoint: str | None, *how: Any) -> Painter:
+    """What a command is to ask, by `open_painter` or `open_student_painter`, which say what else is given.
+
+    Raises:
+        ConfigError: both are named, or neither; or as these two.
+    """
+    if pipeline is not None and checkpoint is None:
+        return open_painter(pipeline, *how)
+    if checkpoint is not None and pipeline is None:
+        return open_student_painter(checkpoint, *how)
+    raise ConfigError("give either --pipeline or --checkpoint")
+
+
 def _painter(
     name: str,
     pipeline: Any,

@@ -217,6 +217,16 @@ def test_model_card_says_what_the_student_is(run: Path) -> None:
     assert names["image"].size == (32, 32)
 
 
+def test_model_card_of_a_half_precision_export_runs(run: Path, tmp_path: Path) -> None:
+    """Left to themselves diffusers reads it in float32 and transformers in float16, and neither takes the other's."""
+    export(run / "checkpoints" / "last.ckpt", tmp_path / "half", half=True)
+    code = re.search(r"```python\n(.*?)```", (tmp_path / "half" / "README.md").read_text(), re.DOTALL)
+    assert code is not None
+    names: dict[str, Any] = {}
+    exec(code[1].replace("THIS_FOLDER", str(tmp_path / "half")), names)
+    assert names["pipe"].dtype == torch.float16 and names["image"].size == (32, 32)
+
+
 def test_model_card_begins_with_four_steps_of_many(sd_folder: Path) -> None:
     """A student of many levels samples in many numbers of steps, in the order of numbers and not of letters."""
     backbone = backbones.load(str(sd_folder))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -92,7 +92,7 @@ class Strategy(nn.Module):
             batch: data, conditioning and random numbers.
             step: student updates so far.
         """
-        raise NotImplementedError
+        raise ConfigError(f"{type(self).__name__} has no student_loss; every strategy says what the student is to do")
 
     def critic_loss(self, sample: Sample, batch: Batch, step: int) -> dict[str, Tensor]:
         """The critic's loss as named 0-dim terms, which are summed; called only where there is a critic.
@@ -101,7 +101,21 @@ class Strategy(nn.Module):
             sample, batch: as in `student_loss`.
             step: critic updates so far.
         """
-        raise NotImplementedError
+        raise ConfigError(f"{type(self).__name__} has a critic and no critic_loss, so nothing would train it")
+
+    def check_parts(self) -> None:
+        """Refuses trainable weights outside the critic, which no optimizer would get.
+
+        Raises:
+            ConfigError: there are some.
+        """
+        trained = {id(weight) for weight in (self.critic.parameters() if self.critic is not None else ())}
+        lost = [name for name, weight in self.named_parameters() if weight.requires_grad and id(weight) not in trained]
+        if lost:
+            raise ConfigError(
+                f"{type(self).__name__} has weights that nothing trains, the first is {lost[0]}; what is trained "
+                "belongs into `critic`, what is not into a `Frozen`"
+            )
 
     def check_judging(self) -> None:
         """Refuses to be a judge, as a strategy does that has no critic of a picture and its prompt alone.
@@ -117,3 +131,42 @@ class Strategy(nn.Module):
         One sample's score does not depend on the others, as `batch.draws` gives each sample the same numbers.
         """
         raise NotImplementedError
+
+
+def one_number(strategy: Strategy, loss: Any) -> Tensor:
+    """What a strategy returned as the student's loss.
+
+    Raises:
+        ConfigError: anything but one number that depends on the sample.
+    """
+    name = f"{type(strategy).__name__}.student_loss"
+    if not _is_number(loss):
+        raise ConfigError(f"{name} is to return one 0-dim tensor; got {_described(loss)}")
+    if not loss.requires_grad:
+        raise ConfigError(
+            f"{name} does not depend on sample.x0 or sample.pixels, so the student learns nothing from it"
+        )
+    return loss
+
+
+def named_numbers(strategy: Strategy, terms: Any) -> dict[str, Tensor]:
+    """What a strategy returned as its critic's loss.
+
+    Raises:
+        ConfigError: anything but named numbers, of which one depends on the critic.
+    """
+    name = f"{type(strategy).__name__}.critic_loss"
+    if not isinstance(terms, dict) or not all(_is_number(term) for term in terms.values()):
+        got = {key: _described(term) for key, term in terms.items()} if isinstance(terms, dict) else _described(terms)
+        raise ConfigError(f"{name} is to return 0-dim tensors by name, such as {{'game': loss}}; got {got}")
+    if not any(term.requires_grad for term in terms.values()):
+        raise ConfigError(f"{name} does not depend on the critic's weights, so it teaches the critic nothing")
+    return terms
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 0
+
+
+def _described(value: Any) -> str:
+    return f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -21,7 +21,7 @@ from distill.diffusion.denoiser import Denoiser
 from distill.errors import ConfigError, check_seeds
 from distill.export import load_student, read_outline
 from distill.frozen import Frozen
-from distill.strategies.base import BALANCED, Strategy
+from distill.strategies.base import BALANCED, Strategy, named_numbers, one_number
 from distill.strategies.inputs import Inputs
 from distill.training import parallel, schedules
 from distill.training.ema import ema_decay, update_ema
@@ -189,6 +189,7 @@ class DistillModule(L.LightningModule):
             torch.manual_seed(self.seed)  # the critics begin alike on every process
             for strategy in self.strategies:
                 strategy.configure(self.backbone, self.teacher)
+                strategy.check_parts()
         parallel.prepare(self.teacher.network, mesh, self.checkpoint, self.compiled, tapped=True, bfloat16=self._mixed)
         self._prepare_critics(mesh)
         if self.sharded_beginning is not None:
@@ -391,7 +392,7 @@ class DistillModule(L.LightningModule):
     def _critic_turn(self, sample: Sample, batch: Batch, step: int) -> None:
         for name, strategy in self._named():
             if strategy.critic is not None:
-                terms = strategy.critic_loss(sample, _own(batch, name, strategy), step)
+                terms = named_numbers(strategy, strategy.critic_loss(sample, _own(batch, name, strategy), step))
                 loss = torch.stack(list(terms.values())).sum()
                 with no_autocast(loss.device):
                     (loss / self.accumulate).backward()
@@ -411,7 +412,8 @@ class DistillModule(L.LightningModule):
             name, strategy = named[index]
             if step < strategy.begins:
                 continue
-            loss = strategy.student_loss(sample, _own(batch, name, strategy), step)
+            own = _own(batch, name, strategy)
+            loss = one_number(strategy, strategy.student_loss(sample, own, step))
             gradient = sample.gradient(loss)
             weight: Any = strategy.weight
             if weight == BALANCED:
