@@ -501,7 +501,7 @@ def _train(command: str, arguments: list[str]) -> None:
     except OmegaConfBaseException as error:  # a ${...} that leads nowhere
         raise ConfigError(str(error)) from error
     except SIGTERMException:  # an exit of code 0 by itself, after which a script would go on with half a student
-        again = "; --ckpt_path last goes on from the last checkpoint" if command == "fit" else ""
+        again = "; --ckpt_path last goes on from its last update" if command == "fit" else ""
         print(f"distill: ended by SIGTERM before {command} was through{again}", file=sys.stderr)
         sys.exit(ENDED)
 

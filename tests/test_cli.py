@@ -229,6 +229,20 @@ def test_other_strategies_than_a_run_began_with(
     assert "of a run with model.strategies LatentAdversarial, this recipe has PerceptualRegression; go on" in error
 
 
+def test_a_new_run_takes_the_place_of_another_only_when_told(
+    sd3_folder: Path, sd3_latents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = fit_arguments("ladd_sd3.yaml", sd3_folder, sd3_latents, tmp_path, trainer__max_steps=1)
+    main(arguments)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    before = last.read_bytes()
+    error = mistake(capsys, arguments)
+    assert f"'{last}' is the checkpoint of another run, which a new one would replace; go on with it by" in error
+    assert last.read_bytes() == before
+    main([*arguments, "--checkpoint.overwrite", "true", "--trainer.max_steps", "2"])
+    assert f"2 updates are in {last}" in capsys.readouterr().out and last.read_bytes() != before
+
+
 def test_a_run_that_names_no_folder_for_its_checkpoints_finds_them_again(
     sd3_folder: Path, sd3_latents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

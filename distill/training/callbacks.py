@@ -13,6 +13,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_summary import get_human_readable_count
 from torch import nn
 from torchmetrics import Metric
@@ -186,7 +187,15 @@ class Checkpoint(ModelCheckpoint):
     A sharded checkpoint is a folder that all processes write to. It is renamed when it is whole, as Lightning does with
     files: a run that is killed while it writes `last.ckpt` can be continued from the one before, and one that is killed
     while the two change places from the new one.
+
+    Args:
+        overwrite: whether a new run may take the place of another in its folder; `distill fit` looks at it.
+        args, options: as of `ModelCheckpoint`.
     """
+
+    def __init__(self, *args: Any, overwrite: bool = False, **options: Any):
+        super().__init__(*args, **options)
+        self.overwrite = overwrite
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """A resumed run does not save the step it begins with again, amid the batches of its next update."""
@@ -226,6 +235,12 @@ class Checkpoint(ModelCheckpoint):
         trial = trainer.fast_dev_run  # type: ignore[attr-defined]
         if self.save_last and self._last_global_step_saved != trainer.global_step and not trial:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Keeps the last step of a run that a cluster ends by SIGTERM, which Lightning raises between two batches."""
+        super().on_exception(trainer, pl_module, exception)
+        if isinstance(exception, SIGTERMException):
+            self.on_train_end(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Keeps a run that ended within an epoch as one that was killed there.

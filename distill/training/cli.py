@@ -144,6 +144,7 @@ class DistillCLI(LightningCLI):
     def _check_checkpoint(self, strategy: str) -> None:
         given = self.config[self.subcommand].ckpt_path
         if given is None:
+            self._check_new()
             return
         path = self._checkpoints() / "last.ckpt" if given == "last" else Path(given)
         go_on_taking(unfinished(path), path)
@@ -156,6 +157,17 @@ class DistillCLI(LightningCLI):
             rank_zero_only(print)(f"There is no {path} to go on from, so this run begins anew.")
         else:
             raise ConfigError(f"there is no checkpoint at '{path}' yet; `distill fit` writes it")
+
+    def _check_new(self) -> None:
+        """Refuses to begin a run where the checkpoints of another would be lost."""
+        last = self._checkpoints() / "last.ckpt"
+        go_on_taking(unfinished(last), last)
+        if last.exists() and not self.config[self.subcommand].checkpoint.overwrite:
+            raise ConfigError(
+                f"'{last}' is the checkpoint of another run, which a new one would replace; go on with it by "
+                "--ckpt_path last, give the new run another --trainer.default_root_dir, or let it replace the other by "
+                "--checkpoint.overwrite true"
+            )
 
     def _checkpoints(self) -> Path:
         """Where this run's are. Lightning's own place has another name for every start, where none finds the last."""

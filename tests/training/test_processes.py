@@ -196,8 +196,8 @@ def test_a_sigterm_ends_what_runs_and_no_script_goes_on(
 ) -> None:
     """Lightning ends a training with exit code 0 then, and does not end the making of data at all."""
     if command == "fit":
-        begun = tmp_path / "checkpoints" / "last.ckpt"
-        options = {"trainer__max_steps": 100000, "checkpoint__every_n_train_steps": 1}
+        begun = tmp_path / "samples" / "step-000001.png"
+        options = {"trainer__max_steps": 100000, "samples__every": 1, "checkpoint__every_n_train_steps": 100000}
         arguments = fit_arguments("ladd_sd3.yaml", sd3_folder, sd3_latents, tmp_path, **options)
     else:
         begun = tmp_path / "shard-000000.arrow"
@@ -213,6 +213,7 @@ def test_a_sigterm_ends_what_runs_and_no_script_goes_on(
     assert codes == [143] * ranks, said[-2000:]
     if command == "fit":
         assert "distill: ended by SIGTERM before fit was through; --ckpt_path last goes on from" in said
+        assert (tmp_path / "checkpoints" / "last.ckpt").is_file(), "what it had learnt is kept"
 
 
 @pytest.mark.parametrize("method", ["ladd"], indirect=True)
