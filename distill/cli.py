@@ -551,6 +551,7 @@ def quiet() -> None:
         ".*predict returned None.*",
         ".*not supported by the model summary.*",
         ".*no last checkpoint available.*",
+        ".*Total length of .* across ranks is zero.*",  # of validation data, without `data.reference`
         ".*is smaller than the logging interval.*",  # it counts the batches of an epoch; ours are many short ones
     )
     for message in advice:

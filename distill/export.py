@@ -72,12 +72,20 @@ def load_student(checkpoint: str | Path, teacher: str | None = None, raw: bool =
         ConfigError: no such checkpoint, or one of something else; missing or unexpected weights.
     """
     facts, weights = read_checkpoint(checkpoint, ["student."] if raw else ["ema.", "student."])
-    backbone = backbones.load(teacher or facts["teacher"], schedule=facts.get("schedule"))
-    denoiser = backbone.denoiser()
     try:
-        denoiser.load_state_dict({name.partition(".")[2]: tensor for name, tensor in weights.items()})
+        backbone = backbones.load(teacher or facts["teacher"], schedule=facts.get("schedule"))
+    except ConfigError as error:
+        if teacher:
+            raise
+        raise ConfigError(f"the teacher of '{checkpoint}': {error}; export --teacher says where it is now") from error
+    denoiser = backbone.denoiser()
+    given = {name.partition(".")[2]: tensor for name, tensor in weights.items()}
+    try:
+        denoiser.load_state_dict(given)
     except RuntimeError as error:
-        raise ConfigError(f"'{checkpoint}' does not fit the teacher '{backbone.path}': {error}") from error
+        other = sorted(denoiser.state_dict().keys() ^ given.keys())
+        reason = f"{len(other)} weights are in one of them alone, such as {other[0]}" if other else "other shapes"
+        raise ConfigError(f"'{checkpoint}' does not fit the teacher '{backbone.path}': {reason}") from error
     return Student(backbone, denoiser.eval(), facts)
 
 

@@ -112,6 +112,11 @@ def _pipeline_class(path: str) -> str:
     looks_local = looks_local or path.startswith("runs/")  # where this package's commands write; no need to ask the hub
     if not Path(path).exists() and looks_local:
         raise ConfigError(f"there is no pipeline at '{path}'; {where}")
+    if Path(path).suffix == ".ckpt" and Path(path).exists():
+        raise ConfigError(
+            f"'{path}' is a checkpoint and no pipeline; `distill export` makes one of it, sample and evaluate take it "
+            "as --checkpoint"
+        )
     if Path(path).exists() and not (Path(path) / "model_index.json").is_file():
         raise ConfigError(f"'{path}' is no diffusers pipeline: it has no model_index.json; {where}")
     try:

@@ -140,7 +140,8 @@ class Maker:
             part.write_text(checksum(path))
 
     def check(self) -> None:
-        """Refuses a folder that cannot be gone on with; every process asks, so that all of them stop.
+        """Refuses a folder that cannot be gone on with; every process asks, so that all of them stop. With another
+        batch size it can: that rounds otherwise, and nothing more.
 
         Raises:
             ConfigError: the folder was made with other settings, or holds more samples than are asked for.
@@ -201,7 +202,7 @@ class Maker:
         changed = ", ".join(
             f"{name}={old.get(name, 'unknown to an earlier version')} there, {asked.get(name)} asked"
             for name in dict.fromkeys([*old, *asked])
-            if name != "count" and not self._alike(name, old.get(name), asked.get(name))
+            if name not in ("count", "batch_size") and not self._alike(name, old.get(name), asked.get(name))
         )
         if changed:
             empty = not manifest["complete"] and not any(self.folder.glob("shard-*"))

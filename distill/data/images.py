@@ -131,16 +131,16 @@ class EncodedImages(Maker):
         }
         super().__init__(folder, settings, len(images), shard_size=512, batch_size=16)
         self.images, self.autoencoder = images, backbone.autoencoder().eval()
-        self.unread = 0
+        self.unread: set[str] = set()
 
     def asked(self, count: int) -> dict[str, Any]:
         return self.settings | {"captions": self.images.captions_digest(count)}
 
     def make(self, indices: list[int], device: torch.device) -> Made:
         batch = self.images.__getitems__(indices)
-        if batch["unread"]:
-            self.unread += len(batch["unread"])
-            warnings.warn(f"{told(self.unread, batch['unread'])}; the next ones stand in for them", stacklevel=2)
+        if new := [name for name in batch["unread"] if name not in self.unread]:
+            self.unread.update(new)
+            warnings.warn(f"{told(len(self.unread), new)}; the next ones stand in for them", stacklevel=2)
         with torch.no_grad():
             return {"x0": self.autoencoder.to(device).encode(batch["pixels"].to(device))}, batch["prompts"]
 
@@ -188,7 +188,7 @@ class ImagesData(loading.Compared, loading.SharedFolders):
         self.batch_size, self.seed, self.workers = batch_size, seed, workers
         self.encoded, self.teacher = encoded, teacher
         self.references, self.reference_split = reference, reference_split
-        self.unread = 0
+        self.unread: set[str] = set()
 
     @property
     def description(self) -> str:
@@ -221,10 +221,9 @@ class ImagesData(loading.Compared, loading.SharedFolders):
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Counts and reports the images that could not be read."""
-        unread = batch.pop("unread", [])
-        if unread:
-            self.unread += len(unread)
-            warnings.warn(told(self.unread, unread), stacklevel=2)  # of every process: each reads images of its own
+        if new := [name for name in batch.pop("unread", []) if name not in self.unread]:
+            self.unread.update(new)
+            warnings.warn(told(len(self.unread), new), stacklevel=2)  # of every process: each reads images of its own
         return batch
 
     def _command(self) -> str:

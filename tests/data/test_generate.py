@@ -430,10 +430,10 @@ def test_a_finished_folder_of_a_shipped_teacher_is_used_as_it_is(tmp_path: Path)
     assert len(LatentsDataset(tmp_path)) == 6, "made by the same settings, it grows to what is asked"
     LatentsData(str(tmp_path), "tiny-sd3", made).prepare_data()
     assert len(LatentsDataset(tmp_path)) == 6, "and more are used as they are"
-    LatentsData(str(tmp_path), "tiny-sd3", dataclasses.replace(made, count=6, batch_size=3)).prepare_data()
-    with pytest.raises(ConfigError, match="batch_size=4 there, 3 asked"):
-        LatentsData(str(tmp_path), "tiny-sd3", dataclasses.replace(made, count=8, batch_size=3)).prepare_data()
-    assert len(LatentsDataset(tmp_path)) == 6, "what is whole is used, however it was batched; only the same grows"
+    LatentsData(str(tmp_path), "tiny-sd3", dataclasses.replace(made, count=8, batch_size=3)).prepare_data()
+    assert len(LatentsDataset(tmp_path)) == 8, "also in other batches, for memory that was not enough for these"
+    with pytest.raises(ConfigError, match="steps=1 there, 2 asked"):
+        TeacherLatents(backbones.load("tiny-sd3"), tmp_path, dataclasses.replace(made, count=9, steps=2)).begin()
 
 
 def test_a_damaged_manifest_gets_a_sentence(whole: Path, sd3_folder: Path, tmp_path: Path) -> None:

@@ -94,7 +94,10 @@ def test_images_that_cannot_be_read_are_skipped_and_named(pictures: Path) -> Non
     module = ImagesData(str(pictures), 16, 16)
     with pytest.warns(UserWarning, match=r"1 images could not be read so far .*red.png"):
         assert set(module.on_before_batch_transfer(batch, 0)) == {"pixels", "prompts"}
-    assert module.unread == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of the same image, in another epoch
+        module.on_before_batch_transfer(data.__getitems__([bad]), 0)
+    assert [Path(name).name for name in module.unread] == ["red.png"]
     for colour in COLOURS:
         (pictures / f"{colour}.png").write_bytes(b"no picture")
     workers = loader(data, 2, 0, None, workers=1)
