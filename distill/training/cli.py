@@ -38,7 +38,7 @@ from distill.training.callbacks import (
 )
 from distill.training.cost import TrainingCost
 from distill.training.module import DistillModule
-from distill.training.recipes import linked, recipes_of, whole_lists
+from distill.training.recipes import linked, numbered_entries, recipes_of, whole_lists
 
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 
@@ -103,7 +103,7 @@ class DistillCLI(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             parser_class=RecipeParser,
-            args=whole_lists(args),
+            args=whole_lists(numbered_entries(args)),
         )
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:

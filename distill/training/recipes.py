@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import copy
+import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from distill.errors import ConfigError
+
 Place = tuple[str | int, ...]  # names and indices that lead to a value
+LISTS: dict[str, Place] = {
+    "model.strategies": ("model", "init_args", "strategies"), "trainer.callbacks": ("trainer", "callbacks")
+}  # fmt: skip
+ENTRY = re.compile(r"--(model\.strategies|trainer\.callbacks)\.(\d+)\.(.+)")
 
 
 def recipes_of(args: list[str]) -> list[str]:
@@ -39,6 +48,30 @@ def linked(settings: dict[str, Any], recipes: list[str]) -> dict[str, Any]:
     return made
 
 
+def numbered_entries(args: list[str]) -> list[str]:
+    """Arguments in which `--model.strategies.0.weight 2` has become the whole list with that change, at the end.
+
+    jsonargparse sets the last entry of a list alone, as `--model.strategies.weight`.
+
+    Raises:
+        ConfigError: a list that no recipe has, or one without that entry.
+    """
+    made, changed, words = [], dict[str, list[Any]](), iter(args)
+    for arg in words:
+        name, equals, value = arg.partition("=")
+        found = ENTRY.fullmatch(name)
+        if found is None:
+            made.append(arg)
+            continue
+        option, number, rest = found[1], int(found[2]), found[3]
+        value = value if equals else next(words, "")
+        entries = changed.setdefault(option, _list_at(option, args))
+        if number >= len(entries):
+            raise ConfigError(f"{name}: {option} has {len(entries)} entries in this recipe, counted from 0")
+        entries[number] = _changed(entries[number], rest.split("."), yaml.safe_load(value))
+    return made + [word for option, entries in changed.items() for word in (f"--{option}", json.dumps(entries))]
+
+
 def whole_lists(args: list[str]) -> list[str]:
     """Arguments whose lists of strategies and callbacks, in words or in a file, take the place of an earlier file's.
 
@@ -59,10 +92,27 @@ def whole_lists(args: list[str]) -> list[str]:
     return made
 
 
+def _list_at(option: str, args: list[str]) -> list[Any]:
+    """The list that the recipes of a command line, or it itself, end at; a copy."""
+    found = [_at(_held(recipe), LISTS[option]) for recipe in recipes_of(args)]
+    given = [value for name, value in zip(args, args[1:], strict=False) if name == f"--{option}"]
+    lists = [one for one in [*found, *map(yaml.safe_load, given)] if isinstance(one, list)]
+    return copy.deepcopy(lists[-1]) if lists else []
+
+
+def _changed(entry: Any, names: list[str], value: Any) -> Any:
+    """A class and its arguments, or a value, with another value at nested names, where `init_args` need not be said."""
+    if not names:
+        return value
+    held = {"class_path": entry} if isinstance(entry, str) else dict(entry or {})
+    if "class_path" in held and names[0] not in ("class_path", "init_args"):
+        names = ["init_args", *names]
+    return held | {names[0]: _changed(held.get(names[0]), names[1:], value)}
+
+
 def _lists_of(file: str) -> set[str]:
     """The options by which a recipe's lists are replaced."""
-    places = {"model.strategies": ("model", "init_args", "strategies"), "trainer.callbacks": ("trainer", "callbacks")}
-    return {option for option, place in places.items() if isinstance(_at(_held(file), place), list)}
+    return {option for option, place in LISTS.items() if isinstance(_at(_held(file), place), list)}
 
 
 def _held(file: str) -> Any:

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from distill.cli import main
-from distill.training.recipes import linked, recipes_of, whole_lists
-from tests.runs import ROOT, fit_arguments
+from distill.training.recipes import linked, numbered_entries, recipes_of, whole_lists
+from tests.runs import ROOT, fit_arguments, mistake
 
 
 def written(path: Path, held: Any) -> str:
@@ -67,6 +67,30 @@ def test_a_run_begun_from_a_saved_recipe_leaves_the_run_it_is_of(
     for name in ("checkpoints/last.ckpt", "tensorboard/config.yaml", "cost.json"):
         assert (tmp_path / "b" / name).is_file()
     assert yaml.safe_load(saved.read_text())["ckpt_path"] is None
+
+
+def test_an_entry_of_a_list_is_changed_by_its_number(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = ["fit", "--config", str(ROOT / "recipes" / "tiny_add.yaml")]
+    changes = ["--model.strategies.0.weight", "0.25", "--trainer.max_steps", "7", "--model.strategies.0.r1", "null"]
+    with pytest.raises(SystemExit):
+        main([*recipe, *changes, "--print_config"])
+    first, second = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["strategies"]
+    assert (first["init_args"]["weight"], first["init_args"]["r1"], second["init_args"]["weight"]) == (0.25, None, 2.5)
+    assert first["init_args"]["vision"] == "tiny-vit", "the rest is the recipe's"
+    error = mistake(capsys, [*recipe, "--model.strategies.2.weight=1"])
+    assert "--model.strategies.2.weight: model.strategies has 2 entries in this recipe, counted from 0" in error
+
+
+def test_init_args_and_the_classes_own_names_are_told_apart() -> None:
+    given = ["--model.strategies", '["A", {"class_path": "B", "init_args": {"levels": {"class_path": "L"}}}]']
+    changes = ["--model.strategies.0.weight", "2", "--model.strategies.1.levels.m=-2.0"]
+    changes += ["--model.strategies.1.class_path=C"]
+    *before, option, entries = numbered_entries([*given, *changes])
+    assert before == given and option == "--model.strategies"
+    assert yaml.safe_load(entries) == [
+        {"class_path": "A", "init_args": {"weight": 2}},
+        {"class_path": "C", "init_args": {"levels": {"class_path": "L", "init_args": {"m": -2.0}}}},
+    ]
 
 
 def test_a_later_list_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
