@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import re
+import sys
 import sysconfig
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -15,7 +16,7 @@ from typing import Any
 from distill.files import ASSETS, checksum, pieces
 
 CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
-INSTALLED = {Path(path).resolve() for path in sysconfig.get_paths().values()}
+INSTALLED = {Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
 NETWORKS = ("teacher", "student_init", "vision", "image", "text", "weights")  # settings that may name one on disk
 
 
@@ -75,10 +76,14 @@ def sources(settings: Any) -> dict[str, Any]:
 
 def _origin(module: str) -> Path | None:
     """The file of a module that is one's own."""
+    here = str(Path.cwd())
     try:
+        sys.path.insert(0, here)  # where `python -m distill`, by which comparisons train, looks first
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError, AttributeError):  # it is none, or its package cannot be imported
         return None
+    finally:
+        sys.path.remove(here)
     if spec is None or not spec.origin or not Path(spec.origin).is_file():
         return None
     path, package = Path(spec.origin).resolve(), module.partition(".")[0]

@@ -35,14 +35,14 @@ class Painter:
         call: arguments of every call besides prompts and seeds.
         encode: prompts to the pipeline's embedding arguments, where its own text encoders are not to be used.
         teacher: the pipeline that a checkpoint's student was made from.
-        source: where its weights are, a folder, a checkpoint or a hub id.
+        sources: where its weights are: a folder or hub id, before it a checkpoint.
     """
 
     pipeline: Any
     call: dict[str, Any]
     encode: Callable[[list[str]], dict[str, Any]] | None = None
     teacher: str | None = None
-    source: str = ""
+    sources: tuple[str, ...] = ()
 
     def __call__(self, prompts: list[str], seed: int = 0, batch_size: int = 64) -> Tensor:
         """Images `[N, 3, H, W]` in [0, 1], float32 on the CPU.
@@ -80,7 +80,7 @@ class Painter:
     def digests(self, prompts: list[str], seed: int = 0) -> list[str]:
         """What tells each of these images from any other: the weights, the call, the prompt and the noise."""
         device, scheduler = self.pipeline.device.type, dict(getattr(self.pipeline.scheduler, "config", {}))
-        weights = self.source, contents(Path(self.source)) if self.source else None
+        weights = [[source, contents(Path(source))] for source in self.sources]
         about = digest([weights, self.call, scheduler, str(self.pipeline.dtype), device, versions()])
         return [digest([about, prompt, seed + index]) for index, prompt in enumerate(prompts)]
 
@@ -121,7 +121,7 @@ def open_painter(
     backbone = backbones.load(name, dtype)
     pipeline = backbone.pipeline(**backbone.unchecked).to(pick_device(device))
     painter = _painter(backbone.path, pipeline, dict(backbone.call), backbone.calls, steps, guidance, solver)
-    return replace(painter, source=backbone.near)
+    return replace(painter, sources=(backbone.near,))
 
 
 def open_student_painter(
@@ -151,7 +151,7 @@ def open_student_painter(
     pipeline = student.pipeline(**backbone.unchecked).to(pick_device(device), dtype)
     call, calls = (student.calls["1"], student.calls) if student.calls else (dict(backbone.call), backbone.calls)
     painter = _painter(checkpoint, pipeline, call, calls, steps, guidance, solver)
-    return replace(painter, teacher=student.facts["teacher"], source=checkpoint)
+    return replace(painter, teacher=student.facts["teacher"], sources=(checkpoint, backbone.near))
 
 
 def open_either(pipeline: str | None, checkpoint: str | None, *how: Any) -> Painter:

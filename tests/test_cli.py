@@ -243,6 +243,22 @@ def test_a_new_run_takes_the_place_of_another_only_when_told(
     assert f"2 updates are in {last}" in capsys.readouterr().out and last.read_bytes() != before
 
 
+def test_a_folder_in_ones_home_is_the_same_folder(
+    sd3_folder: Path,
+    sd3_latents: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    arguments = fit_arguments("ladd_sd3.yaml", sd3_folder, sd3_latents, tmp_path, trainer__max_steps=1)
+    for option, name in (("--checkpoint.dirpath", "~/mine"), ("--trainer.default_root_dir", "~/run")):
+        own = [*arguments, "--checkpoint.dirpath", "null", option, name]
+        main(own)
+        assert "is the checkpoint of another run" in mistake(capsys, own)
+    assert {path.parent.name for path in tmp_path.rglob("last.ckpt")} == {"mine", "checkpoints"}
+
+
 def test_a_run_that_names_no_folder_for_its_checkpoints_finds_them_again(
     sd3_folder: Path, sd3_latents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -158,6 +158,16 @@ def test_what_another_call_left_is_painted_again(change: str, sd_folder: Path, t
     assert (tmp_path / "00000.png").read_bytes() != before
 
 
+def test_a_checkpoints_pictures_are_also_of_its_teachers_parts(sd_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(sd_folder, tmp_path / "teacher")
+    painter = replace(open_painter(str(folder), 1, device="cpu"), sources=("no file", str(folder)))
+    before = painter.digests(PROMPTS)
+    assert painter.digests(PROMPTS) == before
+    file = next((folder / "vae").glob("*.safetensors"))
+    save_file({name: tensor * 1.3 for name, tensor in load_file(file).items()}, file)
+    assert not set(painter.digests(PROMPTS)) & set(before)
+
+
 def test_pictures_of_no_numbers_are_not_kept(sd_folder: Path, tmp_path: Path) -> None:
     painter = open_painter(str(sd_folder), 1, device="cpu")
     with torch.no_grad():

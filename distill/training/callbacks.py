@@ -25,6 +25,7 @@ from distill.evaluation.metrics import Alignment, ClipScore, FidShapes, as_writt
 from distill.files import aside, go_on_taking, remove, take_place
 from distill.frozen import Frozen
 from distill.inference import Painter, grid, save_png
+from distill.training import parallel
 from distill.training.module import DistillModule
 
 
@@ -239,7 +240,7 @@ class Checkpoint(ModelCheckpoint):
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Keeps the last step of a run that a cluster ends by SIGTERM, which Lightning raises between two batches."""
         super().on_exception(trainer, pl_module, exception)
-        if isinstance(exception, SIGTERMException):
+        if isinstance(exception, SIGTERMException) and parallel.all_here(f"SIGTERM after {trainer.global_step}"):
             self.on_train_end(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:

@@ -146,7 +146,7 @@ class DistillCLI(LightningCLI):
         if given is None:
             self._check_new()
             return
-        path = self._checkpoints() / "last.ckpt" if given == "last" else Path(given)
+        path = self._checkpoints() / "last.ckpt" if given == "last" else Path(given).expanduser()
         go_on_taking(unfinished(path), path)
         if path.exists():
             parallel.check_checkpoint(path, strategy, training=self.subcommand == "fit")
@@ -172,7 +172,8 @@ class DistillCLI(LightningCLI):
     def _checkpoints(self) -> Path:
         """Where this run's are. Lightning's own place has another name for every start, where none finds the last."""
         config = self.config[self.subcommand]
-        return Path(config.checkpoint.dirpath or Path(config.trainer.default_root_dir or ".") / "checkpoints")
+        folder = config.checkpoint.dirpath or Path(config.trainer.default_root_dir or ".") / "checkpoints"
+        return Path(folder).expanduser()
 
     def instantiate_classes(self) -> None:
         """As LightningCLI, but says only what the constructor that refused its arguments said."""

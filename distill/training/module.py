@@ -150,7 +150,7 @@ class DistillModule(L.LightningModule):
         self._autoencoder: Frozen | None = None
         self.decoded = 0  # latents, by training steps of this process
         self._asked: list[schedules.Settings] = []  # of the optimizers, before they have schedules
-        self._schedules_before = 0  # learning-rate schedules of the checkpoint that a run goes on from
+        self._before: dict[str, Any] = {}  # what the checkpoint that a run goes on from says of its optimizers
         self.lost = 0  # batches, by runs that ended amid an update
         self.student: Denoiser | None = None
         self.ema: Denoiser | None = None
@@ -488,17 +488,16 @@ class DistillModule(L.LightningModule):
         """Gives a run that goes on the rates and other settings this recipe has after as many updates, as Lightning has
         brought back the checkpoint's; says which differ.
         """
-        restored = self._schedules_before == len(self.trainer.lr_scheduler_configs)
         updates = self.global_step, self.global_step * self.critic_updates
-        players = zip(("student", "critic"), updates, self.trainer.optimizers, self._asked, self.schedule_makers)  # noqa: B905
-        for name, count, optimizer, asked, make in players:
-            before, config = schedules.settings(optimizer), self._schedule_of(optimizer)
-            if config is not None and restored:  # fewer than the updates if some were skipped
-                count = schedules.steps_of(config.scheduler)  # type: ignore[arg-type]
-            made = schedules.replay(optimizer, asked, make, count)
+        for player, (optimizer, asked) in enumerate(zip(self.trainer.optimizers, self._asked, strict=True)):
+            restored, config = schedules.settings(optimizer), self._schedule_of(optimizer)
+            steps, before = (self._before.get(what, {}).get(player) for what in ("steps", "settings"))
+            count = updates[player] if steps is None else steps  # fewer, if some were skipped
+            made = schedules.replay(optimizer, asked, self.schedule_makers[player], count, before)
             if config is not None and made is not None:
                 config.scheduler = made
-            if changed := schedules.changes(before, schedules.settings(optimizer)):
+            if changed := schedules.changes(restored, schedules.settings(optimizer)):
+                name = ("student", "critic")[player]
                 rank_zero_warn(f"the {name}'s optimizer goes on with {', '.join(changed)}, as this recipe says")
 
     def _named(self) -> list[tuple[str, Strategy]]:
@@ -544,7 +543,13 @@ class DistillModule(L.LightningModule):
             ConfigError: another teacher, noise schedule, strategies or moving averages.
         """
         about = checkpoint.get("distill", {})
-        self.lost, self._schedules_before = about.get("lost", 0), len(checkpoint.get("lr_schedulers", []))
+        self.lost, self._before = about.get("lost", 0), about.get("optimizers", {})
+        if not self._before:  # of an earlier version
+            states = checkpoint.get("lr_schedulers", [])
+            self._before = {"steps": {player: state.get("last_epoch") for player, state in enumerate(states)}}
+        checkpoint[
+            "lr_schedulers"
+        ] = []  # Lightning would load them into schedules of other classes; see `_follow_recipe`
         if self.sharded_beginning is None:  # looked at already
             self._check_begun(about, {name: tensor.shape for name, tensor in checkpoint.get("state_dict", {}).items()})
         self._tell_changes(about.get("strategy_configs"))
@@ -608,6 +613,12 @@ class DistillModule(L.LightningModule):
                 "same, or begin a new run"
             )
 
+    def _optimizers(self) -> dict[str, Any]:
+        """By player what an optimizer was made with, and how many steps its schedule has made."""
+        configs = {player: self._schedule_of(optimizer) for player, optimizer in enumerate(self.trainer.optimizers)}
+        steps = {player: schedules.steps_of(config.scheduler) for player, config in configs.items() if config}  # type: ignore[arg-type]
+        return {"settings": dict(enumerate(self._asked)), "steps": steps}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["distill"] = {
             "teacher": self.teacher_name,
@@ -619,6 +630,7 @@ class DistillModule(L.LightningModule):
             "schedule": self.backbone.schedule,
             "steps": self.global_step,
             "lost": self.lost,
+            "optimizers": self._optimizers(),
             "size": self.latent_size,
             "sharded": self._sharded(),
             "data": getattr(self.trainer.datamodule, "description", ""),  # type: ignore[attr-defined]

@@ -38,14 +38,43 @@ def linked(settings: dict[str, Any], recipes: list[str]) -> dict[str, Any]:
         settings: plain ones, in which every `${...}` has been replaced by its value.
         recipes: files, the later ones over the earlier.
     """
-    made = copy.deepcopy(settings)
+    held: Any = {}
     for recipe in recipes:
-        for place, text in _links(_held(recipe)):
-            *way, last = place
-            holder = _at(made, tuple(way))
-            if _at(settings, place) is not None and _leads_to(text, settings) == _at(settings, place):
-                holder[last] = text
+        held = _over(held, _held(recipe) or {})
+    made = copy.deepcopy(settings)
+    for place, text in _links(held):
+        there = _at(settings, place)
+        found = None if there is None else _value(_put(settings, place, text), place)
+        if found is not None and (found, type(found)) == (there, type(there)):
+            made = _put(made, place, text)
+    try:
+        return made if OmegaConf.to_container(OmegaConf.create(made), resolve=True) == settings else settings
+    except OmegaConfBaseException:  # values that follow one another in a circle
+        return settings
+
+
+def _over(below: Any, above: Any) -> Any:
+    """What two files come to together: mappings are merged, all else is replaced."""
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    return below | {name: _over(below.get(name), value) for name, value in above.items()}
+
+
+def _put(settings: Any, place: Place, value: Any) -> Any:
+    """A copy of nested settings with another value at a place that is there."""
+    if not place:
+        return value
+    made = copy.copy(settings)
+    made[place[0]] = _put(settings[place[0]], place[1:], value)
     return made
+
+
+def _value(settings: dict[str, Any], place: Place) -> Any:
+    """What a place comes to; nothing where its `${...}` leads nowhere."""
+    try:
+        return _at(OmegaConf.to_container(OmegaConf.create(settings), resolve=True), place)
+    except OmegaConfBaseException:
+        return None
 
 
 def numbered_entries(args: list[str]) -> list[str]:
@@ -140,10 +169,3 @@ def _at(settings: Any, place: Place) -> Any:
         known = known or (isinstance(settings, list) and isinstance(name, int) and name < len(settings))
         settings = settings[name] if known else None
     return settings
-
-
-def _leads_to(text: str, settings: dict[str, Any]) -> Any:
-    try:
-        return OmegaConf.select(OmegaConf.create({**settings, "_here": text}), "_here")
-    except OmegaConfBaseException:
-        return None

@@ -22,15 +22,21 @@ def settings(optimizer: Optimizer) -> Settings:
 
 
 def replay(
-    optimizer: Optimizer, asked: Settings, make: Callable[[Optimizer], LRScheduler] | None, count: int
+    optimizer: Optimizer,
+    asked: Settings,
+    make: Callable[[Optimizer], LRScheduler] | None,
+    count: int,
+    before: Settings | None = None,
 ) -> LRScheduler | None:
-    """Sets an optimizer to what a recipe says it is after `count` steps of its schedule; its state is left as it is.
+    """Sets an optimizer to what a recipe says it is after `count` steps of its schedule. What it has learnt is left as
+    it is, also what some optimizers keep of that among their settings.
 
     Args:
         optimizer: as a checkpoint left it.
         asked: its settings before there was a schedule.
         make: the recipe's schedule; None for a constant rate.
         count: of the schedule's steps.
+        before: what `asked` was for the checkpoint's recipe; if it is not known, rates alone are set.
 
     Returns:
         The schedule after its steps.
@@ -38,10 +44,10 @@ def replay(
     Raises:
         ConfigError: it ends before.
     """
-    for group, own in zip(optimizer.param_groups, asked, strict=True):
-        for name in set(group) - {"params"}:
-            del group[name]
-        group.update(copy.deepcopy(own))
+    for group, own, old in zip(optimizer.param_groups, asked, before or asked, strict=True):
+        other = {name for name, value in own.items() if _plain(old.get(name)) != _plain(value)} | {"lr"}
+        group.pop("initial_lr", None)  # which a schedule would keep to
+        group.update({name: copy.deepcopy(own[name]) for name in other})
     if make is None:
         return None
     schedule = make(optimizer)
@@ -80,7 +86,7 @@ def changes(before: Settings, now: Settings) -> list[str]:
     """What differs, in words, each once."""
     found = []
     for old, new in zip(before, now, strict=True):
-        for name in new.keys() - {"initial_lr"}:
+        for name in new.keys() & old.keys() - {"initial_lr"}:
             was, is_ = _plain(old.get(name)), _plain(new[name])
             if was != is_:
                 found.append(f"{name} {is_} (in the checkpoint {was})")

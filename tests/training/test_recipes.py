@@ -37,6 +37,19 @@ def test_values_follow_one_another_again_but_where_they_were_overridden(tmp_path
     }  # fmt: skip
 
 
+def test_a_later_file_or_list_cuts_what_followed_another_value(tmp_path: Path) -> None:
+    """Also where it happens to be the same value; and nothing is written that would lead in a circle."""
+    first = {"every": 50, "begins": "${every}", "list": [{"a": "${every}"}], "whole": "${model}", "model": {"lr": 1}}
+    later = {"begins": 50, "list": [{"a": 50}], "whole": {"lr": "${model.lr}"}, "every": "${begins}"}
+    files = [written(tmp_path / "a.yaml", first), written(tmp_path / "b.yaml", later)]
+    final = {"every": 50, "begins": 50, "list": [{"a": 50}], "whole": {"lr": 1}, "model": {"lr": 1}, "off": False}
+    assert linked(final, files) == final | {"whole": {"lr": "${model.lr}"}, "every": "${begins}"}
+    circle = [written(tmp_path / "c.yaml", {"x": "${y}"}), written(tmp_path / "d.yaml", {"y": "${x}"})]
+    assert linked({"x": 5, "y": 5}, circle) == {"x": 5, "y": 5}
+    near = written(tmp_path / "e.yaml", {"m": {"x": 5, "y": "${.x}"}, "zero": "${off}"})
+    assert linked({"x": 7, "m": {"x": 5, "y": 7}, "off": False, "zero": 0}, [near])["m"] == {"x": 5, "y": 7}
+
+
 def test_what_is_printed_is_the_recipe_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = str(ROOT / "recipes" / "tiny_ladd.yaml")
 
