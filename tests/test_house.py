@@ -16,7 +16,7 @@ from tests.runs import ROOT
 
 PACKAGE = ROOT / "distill"
 FLOORS = [
-    {"errors", "files", "progress", "provenance", "batch", "frozen", "diffusion", "perceptual"},
+    {"errors", "files", "identity", "progress", "provenance", "batch", "frozen", "diffusion", "perceptual"},
     {"backbones", "adversarial"},
     {"strategies", "data"},
     {"evaluation", "inference", "export"},

@@ -232,7 +232,9 @@ def test_a_run_is_not_gone_on_with_under_another_teacher_or_schedule(
     copytree(sd_folder, teacher)
     model = module(sd_folder, [Pull()])
     checkpoint: dict[str, Any] = {}
-    model._trainer = SimpleNamespace(global_step=3, datamodule=None, strategy=None)  # type: ignore[assignment]
+    model._trainer = SimpleNamespace(  # type: ignore[assignment]
+        global_step=3, datamodule=None, strategy=None, optimizers=[], lr_scheduler_configs=[]
+    )
     model.on_save_checkpoint(checkpoint)
     module(teacher, [Pull()]).on_load_checkpoint(checkpoint)  # the same in another place
     if changed == "teacher":
