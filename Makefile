@@ -29,19 +29,19 @@ docs: .venv/installed  ## the documentation as a site in build/site
 ASSETS := build/assets
 DISTILL := $(BIN)/distill
 assets: .venv/installed  ## rebuild the shipped tiny pipelines, judge, vision network and perceptual distances (hours on a laptop CPU)
-	$(DISTILL) fit --config recipes/assets/judge.yaml
-	$(DISTILL) fit --config recipes/assets/small_judge.yaml
-	$(DISTILL) fit --config recipes/assets/autoencoder.yaml
-	$(DISTILL) fit --config recipes/assets/text_encoders.yaml
-	$(DISTILL) fit --config recipes/assets/tiny_vit.yaml
+	$(DISTILL) fit --ckpt_path last --config recipes/assets/judge.yaml
+	$(DISTILL) fit --ckpt_path last --config recipes/assets/small_judge.yaml
+	$(DISTILL) fit --ckpt_path last --config recipes/assets/autoencoder.yaml
+	$(DISTILL) fit --ckpt_path last --config recipes/assets/text_encoders.yaml
+	$(DISTILL) fit --ckpt_path last --config recipes/assets/tiny_vit.yaml
 	for name in tiny-sd3 tiny-sd; do \
 	  $(BIN)/python -m distill.tiny.assemble $$name $(ASSETS) $(ASSETS)/untrained/$$name || exit 1; done
-	$(DISTILL) fit --config recipes/assets/tiny_sd3.yaml
+	$(DISTILL) fit --ckpt_path last --config recipes/assets/tiny_sd3.yaml
 	$(DISTILL) export --checkpoint $(ASSETS)/tiny-sd3-stage1/checkpoints/last.ckpt --output $(ASSETS)/trained/tiny-sd3-stage1
-	$(DISTILL) fit --config recipes/assets/tiny_sd3_stage2.yaml
-	$(DISTILL) fit --config recipes/assets/tiny_sd.yaml
+	$(DISTILL) fit --ckpt_path last --config recipes/assets/tiny_sd3_stage2.yaml
+	$(DISTILL) fit --ckpt_path last --config recipes/assets/tiny_sd.yaml
 	for name in latent_trunk latent_lpips lpips_trunk lpips; do \
-	  $(DISTILL) fit --config recipes/assets/$$name.yaml || exit 1; done
+	  $(DISTILL) fit --ckpt_path last --config recipes/assets/$$name.yaml || exit 1; done
 	cp $(ASSETS)/shapes_judge.safetensors $(ASSETS)/small_judge.safetensors $(ASSETS)/tiny-latent-lpips.safetensors $(ASSETS)/tiny-lpips.safetensors distill/assets/
 	rm -rf distill/assets/tiny-vit && cp -r $(ASSETS)/tiny-vit distill/assets/
 	for name in tiny-sd3 tiny-sd; do \

@@ -22,6 +22,16 @@ def sentence_of(error: ConfigError) -> str:
     return str(error).rpartition(f"{ConfigError.__module__}.{ConfigError.__name__}: ")[2].strip()
 
 
+def recipes_of(arguments: list[str]) -> list[str]:
+    """The files that a command line names by `--config` or `-c`, in their order."""
+    found = []
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
+        name, equals, value = argument.partition("=")
+        if name in ("-c", "--config"):
+            found.append(value if equals else following)
+    return found
+
+
 def check_recipes(arguments: list[str]) -> None:
     """Refuses `--config` files that are no YAML mapping, each by its own name; those that are not there are left to the
     parser.
@@ -31,9 +41,7 @@ def check_recipes(arguments: list[str]) -> None:
     """
     import yaml
 
-    given = [value for option, value in zip(arguments, arguments[1:], strict=False) if option == "--config"]
-    given += [argument.removeprefix("--config=") for argument in arguments if argument.startswith("--config=")]
-    for name in given:
+    for name in recipes_of(arguments):
         if not Path(name).is_file():
             continue
         try:

@@ -152,9 +152,8 @@ def model_card(student: Student, pipeline: str, metrics: Any = None, half: bool 
     """
     facts, calls = student.facts, student.calls
     loaded = "".join(f", {name}=None" for name in student.backbone.absent)
-    loaded += (
-        ", torch_dtype=torch.float16" if half else ""
-    )  # diffusers' own default is float32, transformers' the file's
+    if half:  # without it diffusers reads float32, and transformers what the files hold
+        loaded += ", torch_dtype=torch.float16"
     lines = [
         "---\nlibrary_name: diffusers\npipeline_tag: text-to-image\n---\n",
         f"# {'Few-step student' if calls else 'Network'} of {facts['teacher']}\n",

@@ -89,9 +89,10 @@ def solver(name: str, scheduler: Any) -> Any:
 def _follows(made: Any, own: Any) -> bool:
     """Whether a scheduler goes down the noise levels of another, variance-preserving one, as a sampler is called."""
     here, there = (getattr(scheduler, "alphas_cumprod", None) for scheduler in (made, own))
-    alike = (
-        here is None if there is None else here is not None and torch.allclose(here.double(), there.double(), atol=1e-6)
-    )
+    if here is None or there is None:
+        alike = here is there
+    else:
+        alike = torch.allclose(here.double(), there.double(), atol=1e-6)
     if not alike or not hasattr(made, "step"):
         return False
     _, _, _, *more = inspect.signature(made.step).parameters.values()  # after the answer, the timestep and the sample

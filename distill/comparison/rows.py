@@ -253,7 +253,6 @@ class Row:
         """All that tells what is measured from anything else."""
         first = self.before(comparison)
         mine = [comparison.contents[self.entry.name], self.entry.options, networks(self.entry.options)]
-        mine += _overlaid(self.entry, mine[0])
         return [*mine, *([first._training(comparison)] if first else [])]
 
 
@@ -267,11 +266,11 @@ def rows_of(comparison: Comparison) -> Iterator[Row]:
 
 def _overlaid(entry: Entry, recipe: Any) -> list[Any]:
     """What is in the file that an entry lays over its recipe (`options: {config: FILE}`), and the code of one's own
-    behind both, as far as there is any.
+    behind both and the options, as far as there is any.
     """
     file = entry.options.get("config")
     overlay = yaml.safe_load(Path(file).read_text()) if isinstance(file, str) and Path(file).is_file() else None
-    code = sources([recipe, entry.options, overlay] if entry.recipe else [])
+    code = sources([recipe, entry.options, overlay])
     return [*([overlay, networks(overlay)] if overlay else []), *([code] if code else [])]
 
 
@@ -279,8 +278,8 @@ def contents(entry: Entry) -> Any:
     """What tells a changed recipe, checkpoint or pipeline from the one that was measured.
 
     A recipe's comments are no change; other weights under a name of the package are, and other files of a pipeline's
-    folder, or of a network that the recipe begins from or asks. What a name of the hub stands for, and data in a
-    folder, are not looked at.
+    folder, or of a network that the recipe begins from or asks, a file laid over it, and the code of a class of one's
+    own. What a name of the hub stands for, and data in a folder, are not looked at.
 
     Raises:
         ConfigError: a recipe that is no YAML.
@@ -293,7 +292,7 @@ def contents(entry: Entry) -> Any:
             raise ConfigError(
                 f"the recipe '{entry.recipe}' of the entry '{entry.name}' is no YAML: {reason}"
             ) from error
-        return [recipe, networks(recipe)]
+        return [recipe, networks(recipe), *_overlaid(entry, recipe)]
     if entry.checkpoint:
         return [entry.checkpoint, stamp(Path(entry.checkpoint))]
     shipped = weights(entry.pipeline)

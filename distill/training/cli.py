@@ -23,7 +23,7 @@ import distill.tiny.perceptual
 import distill.tiny.text
 import distill.tiny.vision  # noqa: F401  (imported so that recipes can use short class names)
 from distill.data.loading import Compared, SharedFolders, check_batch_size
-from distill.errors import ConfigError
+from distill.errors import ConfigError, recipes_of
 from distill.export import is_sharded
 from distill.files import go_on_taking
 from distill.training import parallel
@@ -38,7 +38,7 @@ from distill.training.callbacks import (
 )
 from distill.training.cost import TrainingCost
 from distill.training.module import DistillModule
-from distill.training.recipes import linked, numbered_entries, recipes_of, whole_lists
+from distill.training.recipes import linked, numbered_entries, whole_lists
 
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 

@@ -547,9 +547,7 @@ class DistillModule(L.LightningModule):
         if not self._before:  # of an earlier version
             states = checkpoint.get("lr_schedulers", [])
             self._before = {"steps": {player: state.get("last_epoch") for player, state in enumerate(states)}}
-        checkpoint[
-            "lr_schedulers"
-        ] = []  # Lightning would load them into schedules of other classes; see `_follow_recipe`
+        checkpoint["lr_schedulers"] = []  # which Lightning would load into schedules of other classes
         if self.sharded_beginning is None:  # looked at already
             self._check_begun(about, {name: tensor.shape for name, tensor in checkpoint.get("state_dict", {}).items()})
         self._tell_changes(about.get("strategy_configs"))

@@ -13,19 +13,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from distill.errors import ConfigError
+from distill.errors import ConfigError, recipes_of
 
 Place = tuple[str | int, ...]  # names and indices that lead to a value
 LISTS: dict[str, Place] = {
     "model.strategies": ("model", "init_args", "strategies"), "trainer.callbacks": ("trainer", "callbacks")
 }  # fmt: skip
 ENTRY = re.compile(r"--(model\.strategies|trainer\.callbacks)\.(\d+)\.(.+)")
-
-
-def recipes_of(args: list[str]) -> list[str]:
-    """The files a command line names, in their order."""
-    made = [value for name, value in zip(args, args[1:], strict=False) if name in ("-c", "--config")]
-    return made + [arg.partition("=")[2] for arg in args if arg.startswith(("--config=", "-c="))]
 
 
 def linked(settings: dict[str, Any], recipes: list[str]) -> dict[str, Any]:

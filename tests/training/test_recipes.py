@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from distill.cli import main
-from distill.training.recipes import linked, numbered_entries, recipes_of, whole_lists
+from distill.errors import recipes_of
+from distill.training.recipes import linked, numbered_entries, whole_lists
 from tests.runs import ROOT, fit_arguments, mistake
 
 
@@ -19,7 +20,7 @@ def written(path: Path, held: Any) -> str:
 
 
 def test_the_files_of_a_command_line() -> None:
-    assert recipes_of(["fit", "--config", "a.yaml", "-c", "b.yaml", "--config=c.yaml", "--x", "1"]) == [
+    assert recipes_of(["fit", "--config=a.yaml", "-c", "b.yaml", "--config", "c.yaml", "--x", "1"]) == [
         "a.yaml",
         "b.yaml",
         "c.yaml",
