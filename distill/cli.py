@@ -189,6 +189,7 @@ def export(
     raw: bool = False,
     half: bool = False,
     metrics: str | None = None,
+    lora: bool = False,
 ) -> None:
     """Writes a checkpoint's student as a pipeline that stock diffusers loads.
 
@@ -199,10 +200,12 @@ def export(
         raw: the trained weights rather than their moving average.
         half: store float16.
         metrics: a JSON file of measured metrics for the model card.
+        lora: of a run with model.lora: write its adapters alone, which the teacher's pipeline loads, rather than a
+            pipeline they are merged into.
     """
     from distill import export as exporting
 
-    student = exporting.export(checkpoint, output, teacher, raw, half, metrics)
+    student = exporting.export(checkpoint, output, teacher, raw, half, metrics, lora)
     print(f"{output}: student of {student.facts['teacher']} after {student.facts['steps']} updates")
 
 

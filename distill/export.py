@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from distill import backbones
-from distill.backbones.base import CALL_FILE, Backbone
+from distill.backbones.base import ADAPTERS, CALL_FILE, Backbone
 from distill.diffusion.denoiser import Denoiser
+from distill.diffusion.lora import LoRA, portable
 from distill.errors import ConfigError
 from distill.files import read_json
 
@@ -28,8 +29,8 @@ class Student:
     Attributes:
         backbone: the teacher's pipeline.
         denoiser: the student.
-        facts: `teacher`, `strategies`, `strategy_configs`, `levels`, `schedule`, `size`, `steps`, `data` as the run
-            stored them.
+        facts: `teacher`, `strategies`, `strategy_configs`, `levels`, `schedule`, `lora`, `size`, `steps`, `data` as the
+            run stored them.
     """
 
     backbone: Backbone
@@ -60,13 +61,14 @@ class Student:
         return self.backbone.pipeline(**{self.backbone.denoiser_name: self.denoiser.network}, **components)
 
 
-def load_student(checkpoint: str | Path, teacher: str | None = None, raw: bool = False) -> Student:
+def load_student(checkpoint: str | Path, teacher: str | None = None, raw: bool = False, merged: bool = True) -> Student:
     """The student of a checkpoint: its moving average where there is one.
 
     Args:
         checkpoint: a Lightning checkpoint of `DistillModule`, file or sharded folder.
         teacher: where the teacher's pipeline is now, if not where it was.
         raw: the trained weights rather than their moving average.
+        merged: whether adapters (LoRA) that were trained become part of the weights, or stay beside them.
 
     Raises:
         ConfigError: no such checkpoint, or one of something else; missing or unexpected weights.
@@ -79,6 +81,8 @@ def load_student(checkpoint: str | Path, teacher: str | None = None, raw: bool =
             raise
         raise ConfigError(f"the teacher of '{checkpoint}': {error}; export --teacher says where it is now") from error
     denoiser = backbone.denoiser()
+    if facts.get("lora"):
+        denoiser.adapt(LoRA(**facts["lora"]), seed=0)
     given = {name.partition(".")[2]: tensor for name, tensor in weights.items()}
     try:
         denoiser.load_state_dict(given)
@@ -86,6 +90,8 @@ def load_student(checkpoint: str | Path, teacher: str | None = None, raw: bool =
         other = sorted(denoiser.state_dict().keys() ^ given.keys())
         reason = f"{len(other)} weights are in one of them alone, such as {other[0]}" if other else "other shapes"
         raise ConfigError(f"'{checkpoint}' does not fit the teacher '{backbone.path}': {reason}") from error
+    if denoiser.adapted and merged:
+        denoiser.merge()
     return Student(backbone, denoiser.eval(), facts)
 
 
@@ -96,6 +102,7 @@ def export(
     raw: bool = False,
     half: bool = False,
     metrics: str | Path | None = None,
+    lora: bool = False,
 ) -> Student:
     """Writes the student of a checkpoint as a diffusers folder with scheduler, call arguments and a model card.
 
@@ -104,21 +111,32 @@ def export(
         output: the folder; replaced as a whole.
         half: store float16.
         metrics: a JSON file of measured metrics for the card.
+        lora: write the adapters that were trained and the scheduler, for the teacher's pipeline to load, rather than a
+            whole pipeline they are merged into.
 
     Raises:
-        ConfigError: as `load_student`.
+        ConfigError: as `load_student`; no adapters where they are asked for.
     """
     _check_output(Path(output), Path(checkpoint))
     values = _measured(Path(metrics)) if metrics else None
-    student = load_student(checkpoint, teacher, raw)
+    student = load_student(checkpoint, teacher, raw, merged=not lora)
     if Path(student.backbone.path).resolve() == Path(output).resolve():
         raise ConfigError(f"'{output}' is the student's teacher, which would be lost; give a new folder")
+    if lora and not student.denoiser.adapted:
+        raise ConfigError(
+            f"'{checkpoint}' is of a run without adapters (model.lora), which trained all weights; leave --lora out"
+        )
     pipeline = student.pipeline()
     if half:
         pipeline.to(torch.float16)
     calls = student.calls
     own = {"call": calls["1"], "calls": calls} if calls else {"call": student.backbone.call}
-    student.backbone.save(pipeline, output, model_card(student, type(pipeline).__name__, values, half), own)
+    card = model_card(student, pipeline, values, half)
+    if lora:
+        adapters = portable(student.denoiser.network, LoRA(**student.facts["lora"]))
+        student.backbone.save_adapters(pipeline, adapters, output, card, own)
+    else:
+        student.backbone.save(pipeline, output, card, own)
     return student
 
 
@@ -142,31 +160,46 @@ def _check_output(output: Path, checkpoint: Path) -> None:
 
 
 def _exported(folder: Path) -> bool:
-    """Whether a folder is a pipeline with the file that says how it is called, which only exports have."""
-    return (folder / "model_index.json").is_file() and (folder / CALL_FILE).is_file()
+    """Whether a folder is a pipeline or adapters, with the file that says how it is called, which only exports have."""
+    made = any((folder / name).is_file() for name in ("model_index.json", ADAPTERS))
+    return made and (folder / CALL_FILE).is_file()
 
 
-def model_card(student: Student, pipeline: str, metrics: Any = None, half: bool = False) -> str:
+def model_card(student: Student, pipeline: Any, metrics: Any = None, half: bool = False) -> str:
     """The README of an exported student: what it is, and the exact calls that visit its trained levels, first that of
-    four steps or of as many below as there are.
+    four steps or of as many below as there are. Of one that is still adapted it says how its teacher loads them.
     """
     facts, calls = student.facts, student.calls
+    kind, scheduler = type(pipeline).__name__, type(pipeline.scheduler).__name__
+    adapted = student.denoiser.adapted
     loaded = "".join(f", {name}=None" for name in student.backbone.absent)
     if half:  # without it diffusers reads float32, and transformers what the files hold
         loaded += ", torch_dtype=torch.float16"
+    about = f"base_model: {facts['teacher']}\ntags:\n- lora\n" if adapted else ""
     lines = [
-        "---\nlibrary_name: diffusers\npipeline_tag: text-to-image\n---\n",
+        f"---\nlibrary_name: diffusers\npipeline_tag: text-to-image\n{about}---\n",
         f"# {'Few-step student' if calls else 'Network'} of {facts['teacher']}\n",
         f"- method: {' + '.join(facts['strategies'])}",
         f"- training: {facts['steps']} updates on {facts['data'] or 'unnamed data'}",
     ]
+    if facts.get("lora"):
+        lines.append(f"- adapters (LoRA) of rank {facts['lora']['rank']}, {'alone' if adapted else 'merged'}")
     if calls:
         lines += [f"- trained levels: {facts['levels']}", f"- sampling: {', '.join(calls)} steps, guidance 0 (none)"]
     few = [count for count in calls if int(count) <= 4]  # as a student of many levels has many numbers of steps
     call = calls[max(few, key=int)] if calls else student.backbone.call
     lines += [
-        "\n```python\nimport torch\nfrom diffusers import " + pipeline + "\n",
-        f'pipe = {pipeline}.from_pretrained("THIS_FOLDER"{loaded})',
+        f"\n```python\nimport torch\nfrom diffusers import {', '.join([scheduler, kind] if adapted else [kind])}\n"
+    ]
+    if adapted:
+        lines += [
+            f'pipe = {kind}.from_pretrained("{facts["teacher"]}"{loaded})',
+            'pipe.load_lora_weights("THIS_FOLDER")',
+            f'pipe.scheduler = {scheduler}.from_pretrained("THIS_FOLDER", subfolder="scheduler")',
+        ]
+    else:
+        lines += [f'pipe = {kind}.from_pretrained("THIS_FOLDER"{loaded})']
+    lines += [
         "torch.manual_seed(0)  # of all noise; a generator of the same seed would give the first noise twice",
         'image = pipe(\n    "YOUR PROMPT",',
         *[f"    {name}={value!r}," for name, value in call.items()],

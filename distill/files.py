@@ -28,9 +28,20 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     part = path.with_name(own + ".part")
     try:
         yield part
+        _open_to_others(part)
         take_place(part, path)
     finally:
         remove(part)
+
+
+def _open_to_others(part: Path) -> None:
+    """Gives files the permissions that others here are made with; safetensors makes some (0.8) that only their owner
+    can read.
+    """
+    os.umask(umask := os.umask(0))  # there is no other way to ask
+    for file in part.rglob("*") if part.is_dir() else [part]:
+        if file.is_file() and not file.is_symlink():
+            file.chmod(0o666 & ~umask)
 
 
 def take_place(part: Path, path: Path) -> None:

@@ -23,7 +23,7 @@ from distill.errors import ConfigError
 from distill.export import export, load_student, model_card, read_checkpoint
 from distill.files import read_json, save_json
 from tests.pipelines import random_sd
-from tests.runs import checkpoint, fit_arguments, logged
+from tests.runs import checkpoint, fit_arguments, logged, mistake
 
 STOCK = """
 import json, sys, torch
@@ -227,14 +227,86 @@ def test_model_card_of_a_half_precision_export_runs(run: Path, tmp_path: Path) -
     assert names["pipe"].dtype == torch.float16 and names["image"].size == (32, 32)
 
 
+def test_an_export_can_be_read_by_whoever_reads_other_files_here(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "usual").touch()
+    usual = (tmp_path / "usual").stat().st_mode
+    files = [path for path in (run / "student").rglob("*") if path.is_file()]
+    assert files and all(path.stat().st_mode == usual for path in files)
+
+
+@pytest.fixture(scope="module")
+def sdxl_lora_run(sdxl_folder: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return lora("lcm_sdxl.yaml", sdxl_folder, tmp_path_factory.mktemp("sdxl_lora"), data__source=pictures)
+
+
+@pytest.fixture(scope="module")
+def sd3_lora_run(sd3_folder: Path, sd3_latents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return lora("ladd_sd3.yaml", sd3_folder, tmp_path_factory.mktemp("sd3_lora"), data__folder=sd3_latents)
+
+
+def lora(recipe: str, teacher: Path, folder: Path, **options: Any) -> Path:
+    """A run of adapters that move far, and its student exported whole and as adapters."""
+    if recipe == "lcm_sdxl.yaml":
+        options |= {"data__height": 32, "data__width": 32}
+    options |= {
+        "model__lora__rank": 4,
+        "model__lora__alpha": 8,
+        "model__student_optimizer__lr": 0.05,
+        "model__ema": 0.1,
+    }
+    main(fit_arguments(recipe, teacher, None, folder, trainer__max_steps=3, **options))
+    export_it = ["export", "--checkpoint", str(folder / "checkpoints" / "last.ckpt"), "--output"]
+    main([*export_it, str(folder / "student")])
+    main([*export_it, str(folder / "adapters"), "--lora", "true"])
+    return folder
+
+
+@pytest.mark.parametrize("method", ["sdxl_lora_run", "sd3_lora_run"])
+def test_stock_diffusers_paints_with_adapters_alone_what_it_paints_with_the_whole_student(
+    method: str, request: pytest.FixtureRequest
+) -> None:
+    """By the code of both model cards; other than the teacher does."""
+    run, painted = request.getfixturevalue(method), []
+    for name in ("adapters", "student", "adapters"):
+        card = (run / name / "README.md").read_text()
+        code = re.search(r"```python\n(.*?)```", card, re.DOTALL)
+        assert code is not None and "adapters (LoRA) of rank 4" in card
+        source = (
+            code[1].replace("THIS_FOLDER", str(run / name)).replace('"YOUR PROMPT",', '"a ring", output_type="pt",')
+        )
+        if len(painted) == 2:
+            source = re.sub(r"\npipe.load_lora_weights.*", "", source)  # the teacher, sampled so
+        names: dict[str, Any] = {}
+        exec(source, names)
+        painted.append(names["image"])
+    adapters, whole, teacher = painted
+    assert (adapters - whole).abs().max() <= 1e-3 < (teacher - whole).abs().max() / 10
+    assert (run / "adapters" / "pytorch_lora_weights.safetensors").is_file()
+    assert not list((run / "adapters").rglob("*diffusion_pytorch_model*"))
+
+
+def test_adapters_are_written_of_a_run_that_has_them(
+    run: Path, sd3_lora_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["export", "--checkpoint", str(run / "checkpoints" / "last.ckpt"), "--output", str(tmp_path / "out")]
+    assert "is of a run without adapters (model.lora)" in mistake(capsys, [*arguments, "--lora", "true"])
+    assert not (tmp_path / "out").exists()
+    arguments[2], arguments[4] = (str(sd3_lora_run / part) for part in ("checkpoints/last.ckpt", "adapters"))
+    main(arguments)  # an earlier export, of either kind, may be replaced
+    assert (sd3_lora_run / "adapters" / "model_index.json").is_file()
+    main([*arguments, "--lora", "true"])
+    assert not (sd3_lora_run / "adapters" / "model_index.json").exists()
+
+
 def test_model_card_begins_with_four_steps_of_many(sd_folder: Path) -> None:
     """A student of many levels samples in many numbers of steps, in the order of numbers and not of letters."""
     backbone = backbones.load(str(sd_folder))
+    denoiser = backbone.denoiser()
     calls = {str(count): {"num_inference_steps": count} for count in (1, 2, 4, 8, 16, 50)}
     facts = {"teacher": "a", "strategies": ["b"], "steps": 1, "data": "c", "levels": []}
     for given, first in ((calls, 4), ({"1": calls["1"]}, 1)):
-        student = SimpleNamespace(facts=facts, calls=given, backbone=backbone)
-        assert f'"YOUR PROMPT",\n    num_inference_steps={first},' in model_card(student, "StableDiffusionPipeline")
+        student = SimpleNamespace(facts=facts, calls=given, backbone=backbone, denoiser=denoiser)
+        assert f'"YOUR PROMPT",\n    num_inference_steps={first},' in model_card(student, backbone.pipeline())
 
 
 def test_model_card_holds_the_metrics_it_is_given(run: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from distill.errors import ConfigError
 from distill.files import pieces, read_json, save_json, written_whole
 
 Schedule = dict[str, Any]  # changes to a noise schedule, by the names of diffusers' schedulers
+ADAPTERS = "pytorch_lora_weights.safetensors"  # as diffusers calls the file
 CALL_FILE = "distill.json"  # the arguments a pipeline of ours is meant to be called with; diffusers passes over it
 
 
@@ -280,8 +281,22 @@ class Backbone:
         """
         with written_whole(folder) as part:
             pipeline.save_pretrained(part, safe_serialization=True)
-            (part / "README.md").write_text(card)
-            save_json(calls, part / CALL_FILE)
+            _say_how(part, card, calls)
+
+    def save_adapters(
+        self, pipeline: Any, adapters: dict[str, Tensor], folder: str | Path, card: str, calls: dict[str, Any]
+    ) -> None:
+        """Writes what stock diffusers loads into the teacher's pipeline: adapters of its denoiser, and the scheduler.
+
+        Args:
+            pipeline, folder, card, calls: as in `save`.
+            adapters: weights by name, as `distill.diffusion.lora.portable` gives them.
+        """
+        with written_whole(folder) as part:
+            part.mkdir()
+            pipeline.save_lora_weights(part, **{f"{self.denoiser_name}_lora_layers": adapters}, weight_name=ADAPTERS)
+            pipeline.scheduler.save_pretrained(part / "scheduler")
+            _say_how(part, card, calls)
 
 
 def same_network(one: str | None, other: str | None) -> bool:
@@ -289,6 +304,11 @@ def same_network(one: str | None, other: str | None) -> bool:
     if one is None or other is None or ("@" in one) != ("@" in other):
         return one == other
     return one.split("@")[-1] == other.split("@")[-1]
+
+
+def _say_how(folder: Path, card: str, calls: dict[str, Any]) -> None:
+    (folder / "README.md").write_text(card)
+    save_json(calls, folder / CALL_FILE)
 
 
 def _digest(folder: Path, config: bytes) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distill.batch import Cond
+from distill.diffusion import lora
 from distill.diffusion.process import Process
 
 
@@ -25,6 +28,17 @@ class Denoiser(nn.Module):
     def __init__(self, network: Any, process: Process):
         super().__init__()
         self.network, self.process = network, process
+        self._hooks: list[Any] = []  # which keep frozen weights out of the state dict of an adapted network
+
+    @property
+    def adapted(self) -> bool:
+        """Whether adapters are trained, and nothing else."""
+        return bool(self._hooks)
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """What training changes and a checkpoint keeps: all weights, or those of the adapters."""
+        return [weight for name, weight in self.named_parameters() if not self.adapted or lora.MARK in name]
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -66,6 +80,35 @@ class Denoiser(nn.Module):
             fresh = type(self.network).from_config(self.network.config)
         self.network.load_state_dict(fresh.state_dict())
 
+    def twin(self, process: Process) -> Denoiser:
+        """A network of its own, for adapters or hooks of its own, with the very tensors of this one as weights."""
+        shared = {id(tensor): tensor for tensor in chain(self.parameters(), self.buffers())}
+        other = copy.deepcopy(self, shared)
+        other.process = process
+        return other
+
+    def adapt(self, asked: lora.LoRA, seed: int) -> None:
+        """Freezes the weights and puts adapters beside them, whose first values are a function of `seed`. From then on
+        the state dict is theirs alone.
+
+        Raises:
+            ConfigError: as `LoRA.adapt`.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            asked.adapt(self.network, self.blocks)
+        self._hooks = [
+            self.register_state_dict_post_hook(_drop_frozen),
+            self.register_load_state_dict_pre_hook(_keep_frozen),
+        ]
+
+    def merge(self) -> None:
+        """Makes a plain network of an adapted one."""
+        lora.merge(self.network)
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """`x_t` `[B, C, H, W]`, `t` `[B]` in [0, 1] (0 is data) -> the clean latent `[B, C, H, W]` in float32."""
         with attention(x_t.device, self.network.is_gradient_checkpointing):
@@ -81,3 +124,14 @@ def attention(device: torch.device, recomputed: bool = False) -> AbstractContext
     """
     slow = device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
     return sdpa_kernel(SDPBackend.MATH) if slow and not recomputed else nullcontext()
+
+
+def _drop_frozen(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    for name in [name for name in state if name.startswith(prefix) and lora.MARK not in name]:
+        del state[name]
+
+
+def _keep_frozen(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """To be loaded the weights that are there already are given again."""
+    own = chain(module.named_parameters(), module.named_buffers())
+    state.update({prefix + name: tensor for name, tensor in own if lora.MARK not in name})

@@ -20,6 +20,7 @@ from torchmetrics import Metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from distill.data import shapes
+from distill.diffusion.denoiser import Denoiser
 from distill.errors import ConfigError, at_least_one, check_seeds, none_or_more
 from distill.evaluation.metrics import Alignment, ClipScore, FidShapes, as_written, inception_fid
 from distill.files import aside, go_on_taking, remove, take_place
@@ -305,7 +306,8 @@ class Networks(L.Callback):
 
     def lines(self, module: DistillModule) -> list[tuple[str, str, str]]:
         """Name, number of parameters and role of each network."""
-        found: list[tuple[str, Any, str]] = [("student", module.student, "trained")]
+        trained = "trained" if module.lora is None else f"trained, as adapters of rank {module.lora.rank}"
+        found: list[tuple[str, Any, str]] = [("student", module.student, trained)]
         for strategy in module.strategies:
             if strategy.has_critic:
                 found.append((f"critic of {type(strategy).__name__}", strategy, "trained"))
@@ -363,7 +365,9 @@ class UpdatesBar(RichProgressBar):
 
 
 def _size(network: nn.Module) -> int:
-    return sum(weight.numel() for weight in network.parameters())
+    """How many numbers its weights are; of an adapted student those of its adapters, as the rest is the teacher's."""
+    weights = network.weights if isinstance(network, Denoiser) else network.parameters()
+    return sum(weight.numel() for weight in weights)
 
 
 def _copies(metrics: dict[str, Metric], device: torch.device) -> dict[str, Metric]:

@@ -4,13 +4,14 @@ the student does."""
 from __future__ import annotations
 
 import torch
-from torch import nn
+
+from distill.diffusion.denoiser import Denoiser
 
 
 @torch.no_grad()
-def update_ema(average: nn.Module, student: nn.Module, decay: float) -> None:
-    """`average = decay * average + (1 - decay) * student`, parameter by parameter; sharded ones too."""
-    torch._foreach_lerp_(list(average.parameters()), list(student.parameters()), 1 - decay)
+def update_ema(average: Denoiser, student: Denoiser, decay: float) -> None:
+    """`average = decay * average + (1 - decay) * student`, weight by weight; sharded ones too."""
+    torch._foreach_lerp_(list(average.weights), list(student.weights), 1 - decay)
 
 
 def ema_decay(decay: float, step: int) -> float:

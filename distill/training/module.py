@@ -18,6 +18,7 @@ from distill import backbones
 from distill.backbones.base import same_network
 from distill.batch import Batch, Cond, Draws, Gradient, Sample, length, no_autocast
 from distill.diffusion.denoiser import Denoiser
+from distill.diffusion.lora import LoRA
 from distill.errors import ConfigError, check_seeds
 from distill.export import load_student, read_outline
 from distill.frozen import Frozen
@@ -56,6 +57,8 @@ class DistillModule(L.LightningModule):
         checkpoint: recompute the activations of student, teacher and the autoencoder's decoder in the backward pass.
         compiled: compile student and teacher per block.
         patience: stop after this many updates in a row that were not finite.
+        lora: train low-rank adapters in place of the student's weights. Student, moving averages and teacher then share
+            one copy of these, except where they are sharded.
 
     Raises:
         ConfigError: a teacher or setting that cannot work.
@@ -87,6 +90,7 @@ class DistillModule(L.LightningModule):
         checkpoint: bool = False,
         compiled: bool = False,
         patience: int = 20,
+        lora: LoRA | None = None,
     ):
         super().__init__()
         self.automatic_optimization = False
@@ -125,6 +129,16 @@ class DistillModule(L.LightningModule):
                 f"model.student_init={student_init} is neither teacher nor random, and there is no checkpoint of that "
                 "name; train the recipe that leaves it first, or give another"
             )
+        if lora is not None and student_init == "random":
+            raise ConfigError(
+                "model.lora puts adapters on the teacher's weights, and model.student_init=random asks for others; "
+                "leave one of them out"
+            )
+        if lora is not None and teacher_dtype != "float32":
+            raise ConfigError(
+                f"with model.lora the student is the teacher's weights with adapters, and is sampled in float32; got "
+                f"model.teacher_dtype={teacher_dtype}, set it to float32"
+            )
         for strategy in strategies:
             strategy.check_levels(inputs.few_levels)
         self.backbone = backbones.load(teacher, schedule=schedule)
@@ -137,7 +151,7 @@ class DistillModule(L.LightningModule):
         self.clips = (student_clip, critic_clip)
         self.decays = (ema, target_ema)
         self.accumulate, self.critic_updates = accumulate, critic_updates
-        self.student_init = student_init
+        self.student_init, self.lora = student_init, lora
         self.seed, self.checkpoint, self.compiled, self.patience = seed, checkpoint, compiled, patience
         self.register_buffer("skipped", torch.zeros(3, dtype=torch.long))  # updates: in all; in a row, per player
         self.register_buffer("lengths", torch.zeros(len(strategies), 2))  # of gradients: own, and all with a number
@@ -174,16 +188,17 @@ class DistillModule(L.LightningModule):
     def _configure(self) -> None:
         mesh = self.device_mesh["data_parallel"] if self._sharded() else None  # type: ignore[index]
         earlier = self._earlier()  # sharded one after the other, so that few networks are whole at a time
-        self.student = self._begun(earlier).train()
+        teacher = backbones.load(self.teacher_name, self.teacher_dtype)
+        base = teacher.denoiser() if self.lora is not None and mesh is None else None  # whose weights all share
+        self.student = self._begun(earlier, base).train()
         parallel.prepare(self.student, mesh, self.checkpoint, self.compiled, bfloat16=self._mixed)
         low = (False, self._mixed)  # what is sampled is sampled in float32
         self.ema, self.target = (
-            None if decay is None else self._average(earlier, mesh, bfloat16)
+            None if decay is None else self._average(earlier, base, mesh, bfloat16)
             for decay, bfloat16 in zip(self.decays, low, strict=True)
         )
         del earlier
-        teacher = backbones.load(self.teacher_name, self.teacher_dtype)
-        self.teacher = Frozen(teacher.denoiser())
+        self.teacher = Frozen(teacher.denoiser() if base is None else base)
         self.text_encoder = Frozen(teacher.text_encoder())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)  # the critics begin alike on every process
@@ -234,17 +249,23 @@ class DistillModule(L.LightningModule):
             for network in networks:
                 parallel.prepare(network, mesh, self.checkpoint, self.compiled, tapped=True, bfloat16=self._mixed)
 
-    def _begun(self, earlier: dict[str, Tensor] | None) -> Denoiser:
-        """A network with the weights the student begins with; fresh from the backbone it has the teacher's."""
-        network = self.backbone.denoiser()
+    def _begun(self, earlier: dict[str, Tensor] | None, base: Denoiser | None) -> Denoiser:
+        """A network with the weights the student begins with; fresh from the backbone it has the teacher's, which are
+        those of `base` themselves if it is given.
+        """
+        network = self.backbone.denoiser() if base is None else base.twin(self.backbone.process())
+        if self.lora is not None:
+            network.adapt(self.lora, self.seed)
         if self.student_init == "random":
             network.forget(self.seed)
         elif earlier is not None:
             network.load_state_dict(earlier)
         return network
 
-    def _average(self, earlier: dict[str, Tensor] | None, mesh: DeviceMesh | None, bfloat16: bool) -> Denoiser:
-        average = self._begun(earlier).requires_grad_(False).eval()
+    def _average(
+        self, earlier: dict[str, Tensor] | None, base: Denoiser | None, mesh: DeviceMesh | None, bfloat16: bool
+    ) -> Denoiser:
+        average = self._begun(earlier, base).requires_grad_(False).eval()
         parallel.prepare(average, mesh, bfloat16=bfloat16)
         return average
 
@@ -252,11 +273,17 @@ class DistillModule(L.LightningModule):
         """The weights of the earlier run's student that this one begins with; None for another beginning.
 
         Raises:
-            ConfigError: a student of another teacher or of another noise schedule.
+            ConfigError: a student of another teacher or noise schedule, or to train adapters one without the same.
         """
         if self.student_init in ("teacher", "random"):
             return None
-        earlier = load_student(self.student_init, self.teacher_name)
+        earlier = load_student(self.student_init, self.teacher_name, merged=self.lora is None)
+        if self.lora is not None and earlier.facts.get("lora") != self.lora.settings():
+            raise ConfigError(
+                f"model.student_init={self.student_init} was trained {_adapters(earlier.facts.get('lora'))}, this "
+                f"recipe is one {_adapters(self.lora.settings())}; set model.lora to the same, or to null to train all "
+                "weights"
+            )
         if (earlier.facts.get("schedule") or {}) != self.backbone.schedule:
             raise ConfigError(
                 f"model.student_init={self.student_init} was trained with the schedule "
@@ -304,7 +331,7 @@ class DistillModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         assert self.student is not None
-        players = [list(self.student.parameters())]
+        players = [self.student.weights]
         if self.critics:
             players.append([p for critic in self.critics for p in critic.parameters()])
         makers_and_players = zip(self.optimizer_makers, players, strict=False)
@@ -425,7 +452,7 @@ class DistillModule(L.LightningModule):
             self._losses[0].append(loss.detach())
             self._scalars |= {f"student/{name}": loss, f"gradient_at_sample/{name}": norm * abs(weight)}
         sample.backward(1 / self.accumulate)
-        if updates and self._update(0, list(self.student.parameters())):
+        if updates and self._update(0, self.student.weights):
             for average, decay in self._averages().items():
                 update_ema(average, self.student, ema_decay(decay, step))
 
@@ -561,6 +588,12 @@ class DistillModule(L.LightningModule):
                 f"{self.backbone.schedule}, and its network would be read otherwise; go on with the same, or begin a "
                 "new run"
             )
+        lora = None if self.lora is None else self.lora.settings()
+        if about.get("lora") != lora:
+            raise ConfigError(
+                f"the checkpoint is of a run {_adapters(about.get('lora'))}, this recipe is one {_adapters(lora)}; go "
+                "on with the same model.lora, or begin a new run with its student (model.student_init)"
+            )
         kept = about.get("averages", self._kept())
         if kept != self._kept():
             raise ConfigError(
@@ -626,6 +659,7 @@ class DistillModule(L.LightningModule):
             "strategy_configs": self.strategy_configs,
             "levels": self.inputs.few_levels,
             "schedule": self.backbone.schedule,
+            "lora": None if self.lora is None else self.lora.settings(),
             "steps": self.global_step,
             "lost": self.lost,
             "optimizers": self._optimizers(),
@@ -638,6 +672,10 @@ class DistillModule(L.LightningModule):
 def _own(batch: Batch, name: str, strategy: Strategy) -> Batch:
     """The batch for one strategy: of two of a class, each has random numbers of its own."""
     return batch if name == type(strategy).__name__ else batch.owned(name)
+
+
+def _adapters(lora: dict[str, Any] | None) -> str:
+    return f"with the adapters model.lora={lora}" if lora else "without adapters (model.lora: null)"
 
 
 def _nothing() -> None:
