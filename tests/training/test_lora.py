@@ -1,0 +1,165 @@
+"""Runs whose student is adapters: one copy of the weights, what is trained, what is kept, and what they go on from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.utilities.model_summary import get_human_readable_count
+from torch import Tensor
+
+from distill.cli import main
+from distill.diffusion.lora import MARK, LoRA
+from distill.errors import ConfigError
+from distill.export import load_student
+from distill.training.callbacks import Networks
+from distill.training.module import DistillModule
+from tests.runs import Forked, checkpoint, fit_arguments, forked, logged, mistake
+from tests.training.test_module import Pull, fit, module
+from tests.training.test_processes import DDP, FSDP2
+
+ADAPTED = {"model__lora__rank": 4, "trainer__max_steps": 4}
+NAMES = ("student/LatentAdversarial", "critic/LatentAdversarial/game", "student/gradient_norm")
+
+
+def adapters(model: Any) -> Tensor:
+    return torch.cat([weight.detach().flatten() for weight in model.weights])
+
+
+def frozen(model: Any) -> dict[str, Tensor]:
+    """What is no adapter, by the names of a network without any."""
+    return {n.replace(".base_layer", ""): weight for n, weight in model.named_parameters() if MARK not in n}
+
+
+class Watch(L.Callback):
+    """Keeps the adapters of student and average after each batch."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[Tensor, Tensor]] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, model: Any, *_: Any) -> None:
+        self.rows.append((adapters(model.student).clone(), adapters(model.ema).clone()))
+
+
+def test_all_networks_are_one_copy_of_weights_that_stay(sd3_folder: Path, sd3_latents: Path) -> None:
+    model, watch = module(sd3_folder, [Pull()], lora=LoRA(rank=2), ema=0.9, target_ema=0.5), Watch()
+    fit(model, sd3_latents, 4, [watch])
+    assert model.student is not None and model.ema is not None and model.target is not None
+    before, taught = frozen(model.backbone.denoiser()), frozen(model.teacher.network)
+    for network in (model.student, model.ema, model.target):
+        mine = frozen(network)
+        assert mine.keys() == taught.keys() and all(mine[name] is weight for name, weight in taught.items())
+    assert all(torch.equal(weight, before[name]) for name, weight in taught.items())
+    moved = [row for row, _ in watch.rows]
+    assert all(not torch.equal(one, other) for one, other in zip(moved, moved[1:], strict=False))
+    average = watch.rows[0][1]
+    for step, (student, found) in enumerate(watch.rows[1:], start=1):
+        decay = min(0.9, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * student
+        torch.testing.assert_close(found, average, atol=1e-6, rtol=1e-5)
+    trained = {weight for group in model.trainer.optimizers[0].param_groups for weight in group["params"]}
+    assert trained == set(model.student.weights)
+    lines = {name: (size, role) for name, size, role in Networks().lines(model)}
+    assert lines["student"] == (lines["ema"][0], "trained, as adapters of rank 2")
+    assert lines["student"][0] == get_human_readable_count(len(adapters(model.student))) != lines["teacher"][0]
+
+
+@pytest.mark.parametrize("strategy", [DDP, FSDP2], ids=["ddp", "fsdp2"])
+def test_two_processes_train_adapters_as_one(
+    strategy: dict[str, Any], sd3_folder: Path, sd3_latents: Path, tmp_path: Path
+) -> None:
+    """The checkpoint of both holds no frozen weight, and both make the same student, in parts too."""
+    students = []
+    for how, ranks in (({}, 1), (strategy, 2)):
+        folder = tmp_path / str(ranks)
+        for steps in (2, 4) if ranks == 2 else (4,):
+            options = {**ADAPTED, **how, "trainer__max_steps": steps}
+            arguments = fit_arguments("ladd_sd3.yaml", sd3_folder, sd3_latents, folder, **options)
+            forked([*arguments, "--ckpt_path", "last"], ranks=ranks)
+        students.append(load_student(folder / "checkpoints" / "last.ckpt", merged=False, raw=True).denoiser)
+    whole, parts = logged(tmp_path / "1"), logged(tmp_path / "2")
+    assert parts["step"] == whole["step"][2:], "the second run began anew"
+    for name in NAMES:
+        assert parts[name] == pytest.approx(whole[name][2:], rel=1e-3 if "gradient" in name else 1e-4), name
+    begun = load_student(tmp_path / "1" / "checkpoints" / "last.ckpt").backbone.denoiser()
+    begun.adapt(LoRA(rank=4), seed=0)
+    here, there = (adapters(student) - adapters(begun) for student in students)
+    assert (here - there).norm() <= 0.02 * here.norm() and here.any()
+
+
+def test_a_killed_run_of_adapters_goes_on_bit_for_bit(sd3_folder: Path, sd3_latents: Path, tmp_path: Path) -> None:
+    options = {**ADAPTED, "trainer__max_steps": 12, "checkpoint__every_n_train_steps": 2}
+    runs = [tmp_path / name for name in ("whole", "killed")]
+    whole, killed = (
+        [*fit_arguments("ladd_sd3.yaml", sd3_folder, sd3_latents, run, **options), "--ckpt_path", "last"]
+        for run in runs
+    )
+    forked(whole)
+    run = Forked(killed)
+    while not (runs[1] / "checkpoints" / "last.ckpt").exists():
+        assert not run.ended, "the run ended before its first checkpoint"
+    run.kill()
+    forked(killed)
+    first, second = (checkpoint(run) for run in runs)
+    names = [name for name in first["state_dict"] if name.startswith(("student.", "ema."))]
+    assert names and all(MARK in name for name in names), "frozen weights are kept nowhere"
+    assert first["state_dict"].keys() == second["state_dict"].keys()
+    assert all(torch.equal(tensor, second["state_dict"][name]) for name, tensor in first["state_dict"].items())
+    assert min(logged(runs[1])["step"]) >= 2, "the second run began anew"
+
+
+@pytest.fixture(scope="module")
+def run(sd3_folder: Path, sd3_latents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lora")
+    main(fit_arguments("ladd_sd3.yaml", sd3_folder, sd3_latents, folder, **ADAPTED))
+    return folder / "checkpoints" / "last.ckpt"
+
+
+def begun(teacher: Path, **options: Any) -> DistillModule:
+    model = module(teacher, [Pull()], **options)
+    model.configure_model()
+    return model
+
+
+def test_a_run_begins_with_the_adapters_of_another_or_with_them_merged(run: Path, sd3_folder: Path) -> None:
+    weights = torch.load(run, weights_only=True)["state_dict"]
+    model = begun(sd3_folder, student_init=str(run), lora=LoRA(rank=4))
+    assert model.student is not None
+    for name, tensor in model.student.state_dict().items():
+        assert torch.equal(tensor, weights[f"ema.{name}"])
+    whole = begun(sd3_folder, student_init=str(run))
+    assert whole.student is not None and not whole.student.adapted
+    merged = load_student(run).denoiser.state_dict()
+    taught = whole.backbone.denoiser().state_dict()
+    for name, tensor in whole.student.state_dict().items():
+        assert torch.equal(tensor, merged[name])
+    assert any(not torch.equal(tensor, taught[name]) for name, tensor in merged.items())
+    with pytest.raises(
+        ConfigError, match=r"was trained with the adapters .*'rank': 4.*, this recipe is one with .*: 8"
+    ):
+        begun(sd3_folder, student_init=str(run), lora=LoRA(rank=8))
+
+
+@pytest.mark.parametrize("lora", [{}, {"model__lora__rank": 8}])
+def test_a_run_goes_on_with_the_adapters_it_began_with(
+    lora: dict[str, Any], run: Path, sd3_folder: Path, sd3_latents: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    arguments = fit_arguments("ladd_sd3.yaml", sd3_folder, sd3_latents, tmp_path, trainer__max_steps=5, **lora)
+    said = mistake(capsys, [*arguments, "--ckpt_path", str(run)])
+    assert "is of a run with the adapters model.lora=" in said and "go on with the same model.lora, or begin" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"student_init": "random"}, "and model.student_init=random asks for others; leave one of them out"),
+        ({"teacher_dtype": "bfloat16"}, "got model.teacher_dtype=bfloat16, set it to float32"),
+    ],
+)
+def test_what_adapters_cannot_be_is_said(options: dict[str, Any], sentence: str, sd3_folder: Path) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        module(sd3_folder, [Pull()], lora=LoRA(), **options)
