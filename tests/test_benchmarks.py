@@ -24,14 +24,16 @@ def test_plain_loop_is_the_same_mathematics(sd3_folder: Path) -> None:
     assert max(step_time.check(options).values()) <= 1e-5
 
 
-def test_plain_sum_of_adds_terms_moves_the_student_as_ours(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lora", [None, 4])
+def test_plain_sum_of_adds_terms_moves_the_student_as_ours(lora: int | None, tmp_path: Path) -> None:
     """What `add_step.py` compares the memory with is the same step."""
     import add_step
     import torch
 
     options = argparse.Namespace(
-        teacher="tiny-sd", vision="tiny-vit", size=32, batch_size=4, precision="32-true", steps=1, checkpoint=False
-    )
+        teacher="tiny-sd", vision="tiny-vit", size=32, batch_size=4, precision="32-true", steps=1, checkpoint=False,
+        lora=lora,
+    )  # fmt: skip
     weights = []
     make = add_step.make
     for name in ("add", "add_summed"):
@@ -39,6 +41,7 @@ def test_plain_sum_of_adds_terms_moves_the_student_as_ours(tmp_path: Path) -> No
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(add_step, "make", lambda o, n, kept=kept: kept.append(make(o, n)) or kept[0])
             add_step.one(options, name)
+        assert kept[0].student.adapted == bool(lora)
         weights.append(torch.cat([p.detach().flatten() for p in kept[0].student.parameters()]))
     torch.testing.assert_close(weights[0], weights[1], atol=2e-5, rtol=0)
 

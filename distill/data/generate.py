@@ -50,6 +50,7 @@ class Generation:
         height, width: in pixels; the pipeline's own size if not given.
         shard_size: samples per file.
         batch_size: samples per call of the pipeline.
+        embeddings: store the prompts' embeddings too, for text encoders that cost more than the disk.
     """
 
     count: int = 4096
@@ -62,6 +63,7 @@ class Generation:
     width: int | None = None
     shard_size: int = 512
     batch_size: int = 128
+    embeddings: bool = False
 
     def __post_init__(self) -> None:
         at_least_one(count=self.count, steps=self.steps, shard_size=self.shard_size, batch_size=self.batch_size)
@@ -76,12 +78,10 @@ class PairGeneration(Generation):
     Attributes:
         solver: a deterministic diffusers scheduler by class name; DDIM if not given, on a flow the pipeline's own
             Euler.
-        embeddings: store the prompts' embeddings too, for text encoders that cost more than the disk.
     """
 
     count: int = 20000
     guidance: float = 3.0
-    embeddings: bool = False
 
 
 Made = tuple[dict[str, Tensor], list[str]]  # tensors [N, ...] by name, and N captions
@@ -218,6 +218,8 @@ class Maker:
             )
 
     def _alike(self, name: str, old: Any, asked: Any) -> bool:
+        if name == "embeddings":  # of which earlier versions' latents do not say that they have none
+            return bool(old) == bool(asked)
         return same_network(old, asked) if name == "teacher" else old == asked
 
     def _summed(self, path: Path) -> Path:
@@ -270,8 +272,24 @@ class TeacherLatents(Maker):
         super().check()
 
     def make(self, indices: list[int], device: torch.device) -> Made:
-        prompts = self._prompts(indices)
-        return {"x0": self.solve(prompts, self.noise(indices, device), indices)}, prompts
+        noise, prompts = self.noise(indices, device), self._prompts(indices)
+        made = {"x0": self.solve(prompts, noise, indices), **self._kept(noise)}
+        if self.generation.embeddings:
+            made |= {f"cond.{name}": tensor for name, tensor in self._embed(prompts, device).items()}
+        return made, prompts
+
+    def _kept(self, noise: Tensor) -> dict[str, Tensor]:
+        """What is stored of the noise."""
+        return {}
+
+    def _embed(self, prompts: list[str], device: torch.device) -> Cond:
+        with torch.no_grad():
+            return self.text_encoder.to(device)(prompts)
+
+    @cached_property
+    def text_encoder(self) -> TextEncoder:
+        """The teacher's text encoders, read once."""
+        return self.backbone.text_encoder().eval()
 
     def noise(self, indices: list[int], device: torch.device) -> Tensor:
         """What the samples begin with, `[N, C, h, w]`; a function of the seed and each index."""
@@ -309,7 +327,7 @@ class TeacherLatents(Maker):
     @property
     def shared(self) -> dict[str, Any]:
         """Components of the pipeline that are read already."""
-        return {}
+        return self.text_encoder.components if self.generation.embeddings else {}
 
     def scheduler(self) -> Any:
         """What the pipeline will sample with."""
@@ -358,14 +376,12 @@ class TeacherPairs(TeacherLatents):
 
     kind = "pairs"
     what = "pairs"
-    generation: PairGeneration
 
-    def make(self, indices: list[int], device: torch.device) -> Made:
-        noise, prompts = self.noise(indices, device).to(self.backbone.dtype).half().float(), self._prompts(indices)
-        made = {"x0": self.solve(prompts, noise, indices), "noise": noise}
-        if self.generation.embeddings:
-            made |= {f"cond.{name}": tensor for name, tensor in self._embed(prompts, device).items()}
-        return made, prompts
+    def noise(self, indices: list[int], device: torch.device) -> Tensor:
+        return super().noise(indices, device).to(self.backbone.dtype).half().float()
+
+    def _kept(self, noise: Tensor) -> dict[str, Tensor]:
+        return {"noise": noise}
 
     def check(self) -> None:
         """As of all folders; and refuses a sampler that draws noise.
@@ -381,23 +397,10 @@ class TeacherPairs(TeacherLatents):
                 "pairs need a deterministic solver, such as DDIMScheduler or DPMSolverMultistepScheduler"
             )
 
-    def _embed(self, prompts: list[str], device: torch.device) -> Cond:
-        with torch.no_grad():
-            return self.text_encoder.to(device)(prompts)
-
     @property
     def solver(self) -> str | None:
         flow = isinstance(self.backbone.process(), RectifiedFlow)
         return self.generation.solver or (None if flow else "DDIMScheduler")
-
-    @property
-    def shared(self) -> dict[str, Any]:
-        return self.text_encoder.components if self.generation.embeddings else {}
-
-    @cached_property
-    def text_encoder(self) -> TextEncoder:
-        """The teacher's text encoders, read once."""
-        return self.backbone.text_encoder().eval()
 
 
 class EncodedShapes(Maker):

@@ -122,6 +122,7 @@ def generate_latents(
     width: int | None = None,
     shard_size: int = 512,
     batch_size: int = 128,
+    embeddings: bool = False,
     dtype: str = "float32",
     accelerator: str = "auto",
     devices: str = "auto",
@@ -142,12 +143,15 @@ def generate_latents(
         width: in pixels; the pipeline's own size if not given.
         shard_size: samples per file.
         batch_size: samples per call of the pipeline.
+        embeddings: store the prompts' embeddings too, so that training needs no text encoder pass.
         dtype: of the teacher's weights, float32 or bfloat16.
         accelerator: as for Lightning's Trainer.
         devices: as for Lightning's Trainer.
         num_nodes: as for Lightning's Trainer.
     """
-    generation = Generation(count, steps, guidance, prompts, solver, seed, height, width, shard_size, batch_size)
+    generation = Generation(
+        count, steps, guidance, prompts, solver, seed, height, width, shard_size, batch_size, embeddings
+    )
     maker = TeacherLatents(backbones.load(teacher, backbones.dtype_of(dtype)), Path(output), generation)
     generate(maker, accelerator, devices, num_nodes)
 

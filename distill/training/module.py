@@ -162,6 +162,7 @@ class DistillModule(L.LightningModule):
         self._constants: dict[str, Cond] = {}  # of prompts that do not change
         self._losses: tuple[list[Tensor], list[Tensor]] = [], []  # of student and critics, since their last update
         self._autoencoder: Frozen | None = None
+        self._text_encoder: Frozen | None = None
         self.decoded = 0  # latents, by training steps of this process
         self._asked: list[schedules.Settings] = []  # of the optimizers, before they have schedules
         self._before: dict[str, Any] = {}  # what the checkpoint that a run goes on from says of its optimizers
@@ -199,7 +200,6 @@ class DistillModule(L.LightningModule):
         )
         del earlier
         self.teacher = Frozen(teacher.denoiser() if base is None else base)
-        self.text_encoder = Frozen(teacher.text_encoder())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)  # the critics begin alike on every process
             for strategy in self.strategies:
@@ -300,6 +300,16 @@ class DistillModule(L.LightningModule):
                 autoencoder.network.enable_gradient_checkpointing()
             self._autoencoder = Frozen(autoencoder).to(self.device)
         return self._autoencoder
+
+    @property
+    def text_encoder(self) -> Frozen:
+        """The teacher's text encoders, read when they are first needed: where the data has embeddings, only to paint.
+        """
+        if self._text_encoder is None:
+            teacher = backbones.load(self.teacher_name, self.teacher_dtype)
+            with torch.device("cpu"):
+                self._text_encoder = Frozen(teacher.text_encoder()).to(self.device)
+        return self._text_encoder
 
     def _decode(self, latents: Tensor) -> Tensor:
         self.decoded += len(latents)

@@ -29,8 +29,9 @@ from distill.data.latents import LatentsData, PairsData
 from distill.data.shards import LatentsDataset
 from distill.diffusion.sampling import own_noise
 from distill.errors import ConfigError
-from distill.files import checksum
+from distill.files import checksum, read_json, save_json
 from tests.runs import Forked, distill, forked
+from tests.training.test_module import Pull, fit, module
 
 SETTINGS = Generation(count=40, steps=2, guidance=3.0, shard_size=8, batch_size=4)
 
@@ -290,6 +291,44 @@ def test_pairs_are_what_the_pipeline_makes_of_the_stored_noise(
     embedded = backbone.text_encoder()(rows["prompts"])
     for name, tensor in embedded.items():
         assert torch.allclose(rows[f"cond.{name}"], tensor.float(), atol=1e-2, rtol=1e-2)
+
+
+def test_a_run_on_latents_with_embeddings_reads_no_text_encoder(
+    sd3_folder: Path, sd3_latents: Path, tmp_path: Path
+) -> None:
+    """And is the run on the same latents without, but for what float16 rounds."""
+    embedded = tmp_path / "embedded"
+    settings = LatentsDataset.read_settings(sd3_latents)
+    made = Generation(**{name: settings[name] for name in Generation.__dataclass_fields__} | {"embeddings": True})
+    make_here(TeacherLatents(backbones.load(str(sd3_folder)), embedded, made), "latents")
+    answers = []
+    for folder in (sd3_latents, embedded):
+        data = LatentsData(str(folder), str(sd3_folder), made, batch_size=8)
+        model = module(sd3_folder, [Pull()])
+        fit(model, folder, 1)
+        data.setup("fit")
+        assert (model._text_encoder is None) == (folder == embedded)
+        batch = next(iter(data.train_dataloader()))
+        with torch.no_grad():
+            answers.append(model.student(batch["x0"], torch.full((8,), 0.5), model.encode(batch).cond))  # type: ignore[misc]
+    torch.testing.assert_close(answers[0], answers[1], atol=2e-3, rtol=2e-3)
+
+
+def test_latents_of_an_earlier_version_are_added_to(sd3_folder: Path, tmp_path: Path) -> None:
+    """Their manifest does not say that they have no embeddings."""
+
+    def maker(**changes: Any) -> TeacherLatents:
+        made = dataclasses.replace(Generation(count=4, steps=1, shard_size=4, batch_size=4), **changes)
+        return TeacherLatents(backbones.load(str(sd3_folder)), tmp_path, made)
+
+    make_here(maker(), "latents")
+    manifest = read_json(tmp_path / "manifest.json")
+    del manifest["settings"]["embeddings"]
+    save_json(manifest, tmp_path / "manifest.json")
+    make_here(maker(count=8), "latents")
+    assert len(LatentsDataset(tmp_path)) == 8
+    with pytest.raises(ConfigError, match="made with other settings .*embeddings=False there, True asked"):
+        maker(count=8, embeddings=True).begin()
 
 
 @pytest.mark.parametrize("family", ["sd_folder", "sd3_folder"])
