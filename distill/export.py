@@ -126,7 +126,7 @@ def export(
         raise ConfigError(
             f"'{checkpoint}' is of a run without adapters (model.lora), which trained all weights; leave --lora out"
         )
-    pipeline = student.pipeline()
+    pipeline = student.pipeline(**(student.backbone.without_others if lora else {}))
     if half:
         pipeline.to(torch.float16)
     calls = student.calls
@@ -175,7 +175,9 @@ def model_card(student: Student, pipeline: Any, metrics: Any = None, half: bool 
     loaded = "".join(f", {name}=None" for name in student.backbone.absent)
     if half:  # without it diffusers reads float32, and transformers what the files hold
         loaded += ", torch_dtype=torch.float16"
-    about = f"base_model: {facts['teacher']}\ntags:\n- lora\n" if adapted else ""
+    path = student.backbone.path
+    teacher = str(Path(path).resolve()) if Path(path).exists() else path
+    about = "tags:\n- lora\n" + (f"base_model: {teacher}\n" if teacher == path else "") if adapted else ""
     lines = [
         f"---\nlibrary_name: diffusers\npipeline_tag: text-to-image\n{about}---\n",
         f"# {'Few-step student' if calls else 'Network'} of {facts['teacher']}\n",
@@ -193,8 +195,8 @@ def model_card(student: Student, pipeline: Any, metrics: Any = None, half: bool 
     ]
     if adapted:
         lines += [
-            f'pipe = {kind}.from_pretrained("{facts["teacher"]}"{loaded})',
-            'pipe.load_lora_weights("THIS_FOLDER")',
+            f'pipe = {kind}.from_pretrained("{teacher}"{loaded})',
+            'pipe.load_lora_weights("THIS_FOLDER")  # by the package peft',
             f'pipe.scheduler = {scheduler}.from_pretrained("THIS_FOLDER", subfolder="scheduler")',
         ]
     else:

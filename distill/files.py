@@ -17,6 +17,8 @@ from typing import Any
 from torch import Tensor
 
 ASSETS = Path(__file__).parent / "assets"  # what ships with the package
+os.umask(_umask := os.umask(0))  # there is no other way to ask
+USUAL = 0o666 & ~_umask  # the permissions of new files
 
 
 @contextmanager
@@ -35,13 +37,13 @@ def written_whole(path: str | Path) -> Iterator[Path]:
 
 
 def _open_to_others(part: Path) -> None:
-    """Gives files the permissions that others here are made with; safetensors makes some (0.8) that only their owner
-    can read.
+    """Gives files the permissions that others are made with; safetensors makes some (0.8) that only their owner reads.
+    A file system that has none is left as it is.
     """
-    os.umask(umask := os.umask(0))  # there is no other way to ask
     for file in part.rglob("*") if part.is_dir() else [part]:
-        if file.is_file() and not file.is_symlink():
-            file.chmod(0o666 & ~umask)
+        if file.is_file() and not file.is_symlink() and (mode := file.stat().st_mode) | USUAL != mode:
+            with suppress(OSError):
+                file.chmod(mode | USUAL)
 
 
 def take_place(part: Path, path: Path) -> None:

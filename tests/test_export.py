@@ -285,6 +285,22 @@ def test_stock_diffusers_paints_with_adapters_alone_what_it_paints_with_the_whol
     assert not list((run / "adapters").rglob("*diffusion_pytorch_model*"))
 
 
+def test_card_of_adapters_names_the_teacher_where_it_is(
+    sd3_folder: Path, sd3_lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder as a whole path, wherever it has moved to; the hub's field for it is for what is on the hub."""
+    copytree(sd3_folder, tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    export(sd3_lora_run / "checkpoints" / "last.ckpt", "out", teacher="moved", lora=True)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f'from_pretrained("{tmp_path / "moved"}"' in card and "tags:\n- lora\n---" in card
+    assert f'from_pretrained("{sd3_folder}"' not in card and "base_model" not in card
+    student = load_student(sd3_lora_run / "checkpoints" / "last.ckpt", merged=False)
+    student.backbone.path = "org/model"
+    card = model_card(student, student.backbone.student_pipeline(student.denoiser, **dict.fromkeys(["vae"])))
+    assert 'from_pretrained("org/model"' in card and "base_model: org/model\n---" in card
+
+
 def test_adapters_are_written_of_a_run_that_has_them(
     run: Path, sd3_lora_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from distill.backbones.base import Backbone, Schedule
+from distill.backbones.base import ADAPTERS, Backbone, Schedule
 from distill.errors import ConfigError
 from distill.files import ASSETS
 
@@ -117,6 +117,11 @@ def _pipeline_class(path: str) -> str:
         raise ConfigError(
             f"'{path}' is a checkpoint and no pipeline; `distill export` makes one of it, sample and evaluate take it "
             "as --checkpoint"
+        )
+    if (Path(path) / ADAPTERS).is_file():
+        raise ConfigError(
+            f"'{path}' holds adapters and no pipeline; export their checkpoint without --lora for one they are merged "
+            "into"
         )
     if Path(path).exists() and not (Path(path) / "model_index.json").is_file():
         raise ConfigError(f"'{path}' is no diffusers pipeline: it has no model_index.json; {where}")

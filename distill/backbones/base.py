@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import warnings
@@ -153,6 +154,13 @@ class Backbone:
         """The folder if it is there already, otherwise the hub id: for what needs no other network."""
         return self.__dict__.get("folder", self.path)
 
+    def plain(self, dtype: torch.dtype) -> Backbone:
+        """The same files with weights in another precision and the pipeline's own noise schedule."""
+        _ = self.folder  # fetched once, so that all networks are of one revision
+        other = copy.copy(self)
+        other.dtype, other.schedule = dtype, {}
+        return other
+
     def autoencoder(self) -> Autoencoder:
         """The pipeline's autoencoder."""
         from diffusers import AutoencoderKL
@@ -170,6 +178,14 @@ class Backbone:
 
         place = self.folder if self.unchecked.keys() <= components.keys() else self.path
         return DiffusionPipeline.from_pretrained(place, torch_dtype=self.dtype, **{**self.absent, **components})
+
+    @property
+    def without_others(self) -> dict[str, None]:
+        """Components for a pipeline of the denoiser alone: no text encoders, no autoencoder, no safety checker."""
+        from diffusers import DiffusionPipeline
+
+        large = [n for n in DiffusionPipeline.load_config(self.near) if n.startswith("text_encoder") or n == "vae"]
+        return {**dict.fromkeys(large), **self.unchecked}
 
     def scheduler(self) -> Any:
         """The pipeline's own sampler, without the rest of it."""

@@ -80,6 +80,12 @@ class LatentsData(loading.Compared, loading.SharedFolders):
         if manifest.is_file():
             self._check_origin(LatentsDataset.read_settings(self.folder))
 
+    @property
+    def embedded(self) -> bool:
+        """Whether the latents have their prompts' embeddings beside them."""
+        made = (Path(self.folder) / MANIFEST).is_file()  # not where a student is only validated
+        return made and bool(LatentsDataset.read_settings(self.folder).get("embeddings"))
+
     def prepare_data(self) -> None:
         if self.trainer is not None and self.trainer.state.fn != "fit":
             return  # validation compares with drawn images
@@ -116,12 +122,15 @@ class LatentsData(loading.Compared, loading.SharedFolders):
         manifest = read_manifest(self.folder)
         made = manifest["settings"]
         enough = made["count"] >= self.generation.count
+        more = bool(made.get("embeddings")) > self.generation.embeddings
         regrouped = any(made.get(key) != getattr(self.generation, key) for key in ("count", "shard_size", "batch_size"))
-        return manifest["complete"] and (bool(self._others(made)) or (enough and regrouped))
+        return manifest["complete"] and (bool(self._others(made)) or (enough and (regrouped or more)))
 
     def _others(self, made: dict[str, Any]) -> list[str]:
-        asked = {k: v for k, v in asdict(self.generation).items() if k not in ("count", "shard_size", "batch_size")}
-        return [f"{k}={made[k]}, not {v}" for k, v in asked.items() if made.get(k, v) != v]
+        """What was made otherwise than the recipe says, to be told; embeddings it does not ask for are used unsaid."""
+        asked, made = asdict(self.generation), {"embeddings": False, **made}  # of which earlier versions did not say
+        grouping = ("count", "shard_size", "batch_size", *(() if asked["embeddings"] else ("embeddings",)))
+        return [f"{k}={made[k]}, not {v}" for k, v in asked.items() if k not in grouping and made.get(k, v) != v]
 
     def _fewer(self, made: dict[str, Any]) -> list[str]:
         """Whether there are fewer than the recipe asks for, to be told; more than it asks for are used unsaid."""

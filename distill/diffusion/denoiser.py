@@ -95,7 +95,7 @@ class Denoiser(nn.Module):
             ConfigError: as `LoRA.adapt`.
         """
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # that of the CPU, where they begin
             asked.adapt(self.network, self.blocks)
         self._hooks = [
             self.register_state_dict_post_hook(_drop_frozen),
@@ -103,7 +103,7 @@ class Denoiser(nn.Module):
         ]
 
     def merge(self) -> None:
-        """Makes a plain network of an adapted one."""
+        """Makes a plain network of an adapted one. Its weights change, and with them those of twins."""
         lora.merge(self.network)
         for hook in self._hooks:
             hook.remove()
@@ -131,7 +131,12 @@ def _drop_frozen(module: nn.Module, state: dict[str, Any], prefix: str, metadata
         del state[name]
 
 
-def _keep_frozen(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-    """To be loaded the weights that are there already are given again."""
+def _keep_frozen(
+    module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any, strict: bool,
+    missing: list[str], unexpected: list[str], errors: list[str],
+) -> None:  # fmt: skip
+    """Gives the weights that are there already as those to be loaded, and refuses others."""
     own = chain(module.named_parameters(), module.named_buffers())
-    state.update({prefix + name: tensor for name, tensor in own if lora.MARK not in name})
+    frozen = {prefix + name: tensor for name, tensor in own if lora.MARK not in name}
+    unexpected += sorted(frozen.keys() & state.keys())
+    state.update(frozen)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -33,7 +34,7 @@ class LoRA:
 
     def __post_init__(self) -> None:
         at_least_one(**{"model.lora.rank": self.rank})
-        if self.alpha is not None and not self.alpha > 0:
+        if self.alpha is not None and not 0 < self.alpha < math.inf:
             raise ConfigError(
                 f"model.lora.alpha={self.alpha} is no strength; give a positive number, or null for the rank"
             )
@@ -42,8 +43,8 @@ class LoRA:
 
     @property
     def strength(self) -> float:
-        """What an adapter's answer is multiplied with."""
-        return (self.rank if self.alpha is None else self.alpha) / self.rank
+        """The alpha in force."""
+        return self.rank if self.alpha is None else self.alpha
 
     def adapt(self, network: Any, blocks: list[nn.Module]) -> None:
         """Freezes a diffusers network and gives its layers adapters, which begin at random numbers of torch's own and
@@ -53,6 +54,7 @@ class LoRA:
             ConfigError: no layer of the blocks has a name that ends as asked.
         """
         from peft import LoraConfig
+        from peft.tuners.tuners_utils import BaseTunerLayer
 
         inside = {id(layer) for block in blocks for layer in block.modules()}
         named = [n for n, layer in network.named_modules() if id(layer) in inside and _adaptable(layer)]
@@ -65,16 +67,19 @@ class LoRA:
             )
         network.requires_grad_(False)
         network.add_adapter(
-            LoraConfig(r=self.rank, lora_alpha=self.strength * self.rank, target_modules=chosen)  # type: ignore[arg-type]
+            LoraConfig(r=self.rank, lora_alpha=self.strength, target_modules=chosen)  # type: ignore[arg-type]
         )
+        for layer in network.modules():
+            if isinstance(layer, BaseTunerLayer):  # autocast sees to it, without float32 copies of all inputs
+                layer.cast_input_dtype_enabled = False  # type: ignore[attr-defined]
 
     def settings(self) -> dict[str, Any]:
-        """As a checkpoint keeps them."""
-        return asdict(self)
+        """As a checkpoint keeps them: the same for adapters that are the same, however they were asked for."""
+        return {"rank": self.rank, "alpha": self.strength, "layers": self.layers and sorted(self.layers)}
 
 
 def merge(network: Any) -> None:
-    """Adds what a network's adapters have learnt to the weights beside them, and takes the adapters out."""
+    """Adds what a network's adapters have learnt to the weights beside them, in place, and takes the adapters out."""
     network.fuse_lora()
     network.unload_lora()
 
@@ -86,7 +91,8 @@ def portable(network: Any, lora: LoRA) -> dict[str, Any]:
     from peft import get_peft_model_state_dict
 
     weights = get_peft_model_state_dict(network)
-    return {name: tensor * lora.strength if ".lora_B." in name else tensor for name, tensor in weights.items()}
+    scale = lora.strength / lora.rank
+    return {name: scale * tensor if ".lora_B." in name else tensor for name, tensor in weights.items()}
 
 
 def _adaptable(layer: nn.Module) -> bool:

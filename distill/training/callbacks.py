@@ -316,7 +316,7 @@ class Networks(L.Callback):
                 found.append((name, average, "moving average of the student"))
         for name, part in module.named_modules():
             if isinstance(part, Frozen):
-                found.append((name.rpartition(".")[2], part.network, "frozen"))
+                found.append((name.rpartition(".")[2].strip("_"), part.network, "frozen"))
         return [(name, get_human_readable_count(_size(network)), role) for name, network, role in found]
 
 

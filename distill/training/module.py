@@ -53,12 +53,13 @@ class DistillModule(L.LightningModule):
             makes the network answer something else, which it then has to learn from the teacher's weights.
         student_init: where the student's weights begin: `teacher`, a checkpoint of an earlier run with the same teacher
             and schedule, or `random` for comparison.
-        teacher_dtype: of the teacher's weights, `float32` or `bfloat16`.
+        teacher_dtype: of the teacher's weights, `float32` or `bfloat16`; where the student is adapters on them, of its
+            text encoders alone.
         checkpoint: recompute the activations of student, teacher and the autoencoder's decoder in the backward pass.
         compiled: compile student and teacher per block.
         patience: stop after this many updates in a row that were not finite.
         lora: train low-rank adapters in place of the student's weights. Student, moving averages and teacher then share
-            one copy of these, except where they are sharded.
+            one copy of these, in float32, except where they are sharded. Of an adapter's two matrices each is averaged.
 
     Raises:
         ConfigError: a teacher or setting that cannot work.
@@ -134,11 +135,6 @@ class DistillModule(L.LightningModule):
                 "model.lora puts adapters on the teacher's weights, and model.student_init=random asks for others; "
                 "leave one of them out"
             )
-        if lora is not None and teacher_dtype != "float32":
-            raise ConfigError(
-                f"with model.lora the student is the teacher's weights with adapters, and is sampled in float32; got "
-                f"model.teacher_dtype={teacher_dtype}, set it to float32"
-            )
         for strategy in strategies:
             strategy.check_levels(inputs.few_levels)
         self.backbone = backbones.load(teacher, schedule=schedule)
@@ -189,8 +185,9 @@ class DistillModule(L.LightningModule):
     def _configure(self) -> None:
         mesh = self.device_mesh["data_parallel"] if self._sharded() else None  # type: ignore[index]
         earlier = self._earlier()  # sharded one after the other, so that few networks are whole at a time
-        teacher = backbones.load(self.teacher_name, self.teacher_dtype)
-        base = teacher.denoiser() if self.lora is not None and mesh is None else None  # whose weights all share
+        teacher = self.backbone.plain(self.teacher_dtype)
+        shares = self.lora is not None and mesh is None
+        base = self.backbone.plain(torch.float32).denoiser() if shares else None  # whose weights all networks have
         self.student = self._begun(earlier, base).train()
         parallel.prepare(self.student, mesh, self.checkpoint, self.compiled, bfloat16=self._mixed)
         low = (False, self._mixed)  # what is sampled is sampled in float32
@@ -200,6 +197,8 @@ class DistillModule(L.LightningModule):
         )
         del earlier
         self.teacher = Frozen(teacher.denoiser() if base is None else base)
+        if not self._embedded:
+            _ = self.text_encoder  # read now, not amid the first step
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)  # the critics begin alike on every process
             for strategy in self.strategies:
@@ -303,13 +302,19 @@ class DistillModule(L.LightningModule):
 
     @property
     def text_encoder(self) -> Frozen:
-        """The teacher's text encoders, read when they are first needed: where the data has embeddings, only to paint.
+        """The teacher's text encoders. Where the data has embeddings they are read when something else needs them: a
+        picture that is painted, or the empty prompt of guidance.
         """
         if self._text_encoder is None:
-            teacher = backbones.load(self.teacher_name, self.teacher_dtype)
             with torch.device("cpu"):
-                self._text_encoder = Frozen(teacher.text_encoder()).to(self.device)
+                self._text_encoder = Frozen(self.backbone.plain(self.teacher_dtype).text_encoder()).to(self.device)
         return self._text_encoder
+
+    @property
+    def _embedded(self) -> bool:
+        """Whether the batches bring their prompts' embeddings."""
+        data = None if self._trainer is None else self.trainer.datamodule  # type: ignore[attr-defined]
+        return getattr(data, "embedded", False)
 
     def _decode(self, latents: Tensor) -> Tensor:
         self.decoded += len(latents)

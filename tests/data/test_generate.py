@@ -331,6 +331,16 @@ def test_latents_of_an_earlier_version_are_added_to(sd3_folder: Path, tmp_path: 
         maker(count=8, embeddings=True).begin()
 
 
+def test_embeddings_that_are_missing_are_told_of_and_others_used_unsaid(sd3_latents: Path, sd3_folder: Path) -> None:
+    made = {name: value for name, value in LatentsDataset.read_settings(sd3_latents).items() if name != "embeddings"}
+    asked = Generation(**{name: made[name] for name in Generation.__dataclass_fields__ if name in made})
+    for earlier in (made, made | {"embeddings": False}):
+        data = LatentsData(str(sd3_latents), str(sd3_folder), dataclasses.replace(asked, embeddings=True))
+        assert data._others(earlier) == ["embeddings=False, not True"]
+    data = LatentsData(str(sd3_latents), str(sd3_folder), asked)
+    assert data._others(made | {"embeddings": True}) == data._others(made) == []
+
+
 @pytest.mark.parametrize("family", ["sd_folder", "sd3_folder"])
 def test_stored_noise_is_what_a_low_precision_teacher_saw(
     family: str, tmp_path: Path, request: pytest.FixtureRequest

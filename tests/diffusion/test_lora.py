@@ -123,6 +123,15 @@ def test_state_dict_is_the_adapters_alone_and_lacks_none(make: Callable[[], Deno
         holder.load_state_dict(missing)
     with pytest.raises(RuntimeError, match="Unexpected key"):
         holder.load_state_dict(state | {"student.network.foreign": torch.zeros(1)})
+    frozen = next(f"student.{name}" for name, _ in network.named_parameters() if MARK not in name)
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        holder.load_state_dict(state | {frozen: torch.zeros(1)})
+
+
+def test_the_same_adapters_have_the_same_settings() -> None:
+    one, other = LoRA(4, layers=["to_q", "to_k"]), LoRA(4, alpha=4, layers=["to_k", "to_q"])
+    assert one.settings() == other.settings() != LoRA(4, alpha=8, layers=["to_k", "to_q"]).settings()
+    assert LoRA(**one.settings()).settings() == one.settings()
 
 
 def test_named_layers_alone_are_adapted() -> None:
@@ -138,6 +147,7 @@ def test_named_layers_alone_are_adapted() -> None:
         ({"rank": 0}, "model.lora.rank=0 is too few"),
         ({"alpha": 0.0}, "model.lora.alpha=0.0 is no strength; give a positive number, or null for the rank"),
         ({"alpha": float("nan")}, "model.lora.alpha=nan is no strength"),
+        ({"alpha": float("inf")}, "model.lora.alpha=inf is no strength"),
         ({"layers": []}, "model.lora.layers is empty; leave it out"),
         (
             {"layers": ["to_q", "to_x", "o_q"]},

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from diffusers import LCMScheduler, StableDiffusionPipeline
 from lightning.pytorch.utilities.model_summary import get_human_readable_count
 from torch import Tensor
 
+from distill import backbones
 from distill.cli import main
 from distill.diffusion.lora import MARK, LoRA
 from distill.errors import ConfigError
-from distill.export import load_student
+from distill.export import load_student, read_checkpoint
+from distill.inference import open_painter, open_student_painter
 from distill.training.callbacks import Networks
 from distill.training.module import DistillModule
 from tests.runs import Forked, checkpoint, fit_arguments, forked, logged, mistake
@@ -65,6 +69,47 @@ def test_all_networks_are_one_copy_of_weights_that_stay(sd3_folder: Path, sd3_la
     lines = {name: (size, role) for name, size, role in Networks().lines(model)}
     assert lines["student"] == (lines["ema"][0], "trained, as adapters of rank 2")
     assert lines["student"][0] == get_human_readable_count(len(adapters(model.student))) != lines["teacher"][0]
+
+
+def test_teacher_dtype_is_that_of_text_encoders_where_the_teacher_is_the_students_weights(sd3_folder: Path) -> None:
+    model = begun(sd3_folder, lora=LoRA(rank=2), teacher_dtype="bfloat16")
+    assert model.student is not None and {weight.dtype for weight in model.student.parameters()} == {torch.float32}
+    assert {weight.dtype for weight in model.text_encoder.network.parameters()} == {torch.bfloat16}
+
+
+def test_adapters_of_a_unet_are_trained_sampled_and_measured_as_whole_students_are(
+    sd_folder: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """In bfloat16, recomputed, over several batches, with a target network, predicting what it did not before."""
+    options = {
+        "data__source": pictures, "data__height": 32, "data__width": 32, "data__batch_size": 8,
+        "model__lora__rank": 4, "model__target_ema": 0.9, "model__ema": 0.1,
+        "model__student_optimizer": "torch.optim.AdamW", "model__student_optimizer__lr": 0.05,
+        "model__checkpoint": True, "model__accumulate": 2, "trainer__precision": "bf16-mixed", "samples__every": 2,
+        "model__schedule": '{"prediction_type": "v_prediction"}',
+    }  # fmt: skip
+    main(fit_arguments("consistency_sd15.yaml", sd_folder, None, tmp_path, **options))
+    assert (tmp_path / "samples" / "step-000002.png").is_file() and len(logged(tmp_path)["step"]) >= 2
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    main(["export", "--checkpoint", str(last), "--output", str(tmp_path / "half"), "--lora", "true", "--half", "true"])
+    main(["export", "--checkpoint", str(last), "--output", str(tmp_path / "whole")])
+    stock = StableDiffusionPipeline.from_pretrained(sd_folder, safety_checker=None)
+    stock.load_lora_weights(tmp_path / "half")
+    stock.scheduler = LCMScheduler.from_pretrained(tmp_path / "half", subfolder="scheduler")
+    assert stock.scheduler.config.prediction_type == "v_prediction"
+    painters = [
+        open_painter(str(tmp_path / "whole"), 4, device="cpu"),
+        open_student_painter(str(last), 4, device="cpu"),
+    ]
+    whole, direct = (painter(["a red ring"], seed=3) for painter in painters)
+    torch.testing.assert_close(direct, whole, atol=1e-4, rtol=0)
+    adapted = replace(painters[0], pipeline=stock)(["a red ring"], seed=3)
+    assert (adapted - whole).abs().max() <= 2e-2, "float16 rounds"
+    teacher = backbones.load(str(sd_folder), schedule=read_checkpoint(last)[0]["schedule"])
+    taught = teacher.student_pipeline(teacher.denoiser(), **teacher.unchecked)
+    assert (replace(painters[0], pipeline=taught)(["a red ring"], seed=3) - whole).abs().max() > 0.2
+    with pytest.raises(ConfigError, match="holds adapters and no pipeline; export their checkpoint without --lora"):
+        open_painter(str(tmp_path / "half"), 4, device="cpu")
 
 
 @pytest.mark.parametrize("strategy", [DDP, FSDP2], ids=["ddp", "fsdp2"])
@@ -137,6 +182,8 @@ def test_a_run_begins_with_the_adapters_of_another_or_with_them_merged(run: Path
     for name, tensor in whole.student.state_dict().items():
         assert torch.equal(tensor, merged[name])
     assert any(not torch.equal(tensor, taught[name]) for name, tensor in merged.items())
+    same = begun(sd3_folder, student_init=str(run), lora=LoRA(rank=4, alpha=4.0))
+    assert same.student is not None and same.student.adapted
     with pytest.raises(
         ConfigError, match=r"was trained with the adapters .*'rank': 4.*, this recipe is one with .*: 8"
     ):
@@ -157,7 +204,6 @@ def test_a_run_goes_on_with_the_adapters_it_began_with(
     ("options", "sentence"),
     [
         ({"student_init": "random"}, "and model.student_init=random asks for others; leave one of them out"),
-        ({"teacher_dtype": "bfloat16"}, "got model.teacher_dtype=bfloat16, set it to float32"),
     ],
 )
 def test_what_adapters_cannot_be_is_said(options: dict[str, Any], sentence: str, sd3_folder: Path) -> None:
