@@ -164,6 +164,8 @@ def make(options: argparse.Namespace, name: str) -> DistillModule:
     for strategy in strategies:
         if strategy["class_path"] == "PixelAdversarial":
             strategy["init_args"] |= {"vision": options.vision, "image": options.vision}
+        if strategy["class_path"] == "LatentAdversarial" and options.batch_size == 1:
+            strategy["init_args"]["norm"] = "group"  # as ADD's recipe has it; local batch norm takes two samples
     model["init_args"] |= {
         "strategies": strategies if index is None else [strategies[index]],
         "teacher": options.teacher,
