@@ -26,6 +26,7 @@ def main() -> None:
         "diffusion2gan_tiny": comparison("Diffusion2GAN, `benchmarks/diffusion2gan_tiny.yaml`"),
         "methods_tiny": comparison("All methods, `benchmarks/methods_tiny.yaml`"),
         "consistency_tiny": comparison("Consistency distillation beside LADD, `benchmarks/consistency_tiny.yaml`"),
+        "adapters_tiny": comparison("LADD's demo with adapters, `benchmarks/adapters_tiny.yaml`"),
         "hybrids": comparison("Mixtures, `benchmarks/hybrids.yaml`"),
         "claims_add": comparison("Claims of ADD, `benchmarks/papers/add.yaml`"),
         "claims_ladd": comparison("Claims of LADD, `benchmarks/papers/ladd.yaml`"),
@@ -41,6 +42,7 @@ def main() -> None:
         "add_step": plain("Time and memory of an ADD step beside a LADD step"),
         "add_step_sd15": plain("The same at Stable Diffusion 1.5's sizes, 512 pixels, random weights"),
         "add_step_sd15_cpu": plain("The same on a CPU, two pictures a step"),
+        "add_step_sdxl_cpu": plain("The same at SDXL's sizes, one picture a step, the student as adapters"),
         "full_size": plain("Recipes at paper size, random weights"),
         "step_time": plain("Time and memory of a LADD step"),
     }
