@@ -175,9 +175,9 @@ def model_card(student: Student, pipeline: Any, metrics: Any = None, half: bool 
     loaded = "".join(f", {name}=None" for name in student.backbone.absent)
     if half:  # without it diffusers reads float32, and transformers what the files hold
         loaded += ", torch_dtype=torch.float16"
-    path = student.backbone.path
-    teacher = str(Path(path).resolve()) if Path(path).exists() else path
-    about = "tags:\n- lora\n" + (f"base_model: {teacher}\n" if teacher == path else "") if adapted else ""
+    teacher, local = student.backbone.path, Path(student.backbone.path).exists()
+    about = "tags:\n- lora\n" + ("" if local else f"base_model: {teacher}\n") if adapted else ""
+    teacher = str(Path(teacher).resolve()) if local else teacher
     lines = [
         f"---\nlibrary_name: diffusers\npipeline_tag: text-to-image\n{about}---\n",
         f"# {'Few-step student' if calls else 'Network'} of {facts['teacher']}\n",

@@ -291,10 +291,11 @@ def test_card_of_adapters_names_the_teacher_where_it_is(
     """A folder as a whole path, wherever it has moved to; the hub's field for it is for what is on the hub."""
     copytree(sd3_folder, tmp_path / "moved")
     monkeypatch.chdir(tmp_path)
-    export(sd3_lora_run / "checkpoints" / "last.ckpt", "out", teacher="moved", lora=True)
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert f'from_pretrained("{tmp_path / "moved"}"' in card and "tags:\n- lora\n---" in card
-    assert f'from_pretrained("{sd3_folder}"' not in card and "base_model" not in card
+    for teacher in ("moved", str(tmp_path / "moved")):
+        export(sd3_lora_run / "checkpoints" / "last.ckpt", "out", teacher=teacher, lora=True)
+        card = (tmp_path / "out" / "README.md").read_text()
+        assert f'from_pretrained("{tmp_path / "moved"}"' in card and "tags:\n- lora\n---" in card
+        assert f'from_pretrained("{sd3_folder}"' not in card and "base_model" not in card
     student = load_student(sd3_lora_run / "checkpoints" / "last.ckpt", merged=False)
     student.backbone.path = "org/model"
     card = model_card(student, student.backbone.student_pipeline(student.denoiser, **dict.fromkeys(["vae"])))
