@@ -68,15 +68,18 @@ class RecipeParser(LightningArgumentParser):
 
 
 class SaveRecipe(SaveConfigCallback):
-    """Keeps the recipe of a run beside its scalars; measuring a run does not replace it. What the run went on from is
-    no part of it: who begins a run from the file begins a new one.
+    """Keeps the recipe of a run beside its scalars once it trains; measuring a run does not replace it, nor does one
+    that may not go on with its checkpoint. What the run went on from is no part of it: who begins a run from the file
+    begins a new one.
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self.config = self.config.clone()
-            self.config.ckpt_path = None
-            super().setup(trainer, pl_module, stage)
+        """Nothing yet."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.config = self.config.clone()
+        self.config.ckpt_path = None
+        super().setup(trainer, pl_module, "fit")
 
 
 class DistillCLI(LightningCLI):

@@ -83,6 +83,18 @@ def test_a_run_begun_from_a_saved_recipe_leaves_the_run_it_is_of(
     assert yaml.safe_load(saved.read_text())["ckpt_path"] is None
 
 
+def test_a_run_that_may_not_go_on_leaves_the_saved_recipe(
+    sd3_folder: Path, sd3_latents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = {"trainer__logger": None, "trainer__logger__save_dir": None, "data__batch_size": 4, "ckpt_path": "last"}
+    arguments = fit_arguments("tiny_ladd.yaml", sd3_folder, sd3_latents, tmp_path, trainer__max_steps=1, **own)
+    main(arguments)
+    saved = tmp_path / "tensorboard" / "config.yaml"
+    before = saved.read_bytes()
+    mistake(capsys, [*arguments, "--model.ema", "null", "--trainer.max_steps", "2"])
+    assert saved.read_bytes() == before
+
+
 def test_an_entry_of_a_list_is_changed_by_its_number(capsys: pytest.CaptureFixture[str]) -> None:
     recipe = ["fit", "--config", str(ROOT / "recipes" / "tiny_add.yaml")]
     changes = ["--model.strategies.0.weight", "0.25", "--trainer.max_steps", "7", "--model.strategies.0.r1", "null"]
