@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -86,6 +87,31 @@ def test_commands_of_the_pages_on_consistency_and_collaboration_run(
             main([*arguments, *shlex.split(re.sub(r"--data.generation.\S+ \S+ ", "", shrunk))])
     assert load_student("runs/tiny_consistency_sd/checkpoints/last.ckpt").facts["teacher"] == "tiny-sd"
     assert (tmp_path / "runs/collaboration/decisions.csv").is_file()
+
+
+def test_page_about_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its blocks are one script; then it goes on where it ended, as the page says."""
+    script = "".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL))
+    fewer = {
+        "max_steps=200": "max_steps=2",
+        "batch_size=64": "batch_size=4",
+        "steps=50": "steps=2",
+        "samples=256": "samples=4, reference=64",
+        "every=100": "every=1",
+    }
+    for written, shrunk in fewer.items():
+        assert written in script
+        script = script.replace(written, shrunk)
+    monkeypatch.chdir(tmp_path)
+    made: dict[str, Any] = {}
+    exec(script, made)
+    assert load_student(made["checkpoint"]).facts["steps"] == 2
+    assert (tmp_path / "runs/python/compared.png").is_file()
+    assert (tmp_path / "runs/python/samples/step-000002.png").is_file()
+    assert "2 updates on drawn shapes, 32 x 32" in (tmp_path / "runs/python/student/README.md").read_text()
+    before = script[: script.index("trainer.fit(")].replace("max_steps=2", "max_steps=3")
+    exec(before + "trainer.fit(module, datamodule=ShapesData(batch_size=4), ckpt_path=checkpoint)", made)
+    assert load_student(made["checkpoint"]).facts["steps"] == 3
 
 
 PAGES = sorted((ROOT / "docs").rglob("*.md"))

@@ -70,5 +70,10 @@ class ShapesData(Compared, L.LightningDataModule):
         self.dataset = ShapesDataset(length, seed, height, width, first)
         self.reference = ShapesDataset(reference, HELD_OUT, height, width)
 
+    @property
+    def description(self) -> str:
+        """What the data is, for a student's model card."""
+        return f"drawn shapes, {self.dataset.height} x {self.dataset.width}"
+
     def train_dataloader(self) -> StatefulDataLoader:
         return loader(self.dataset, self.batch_size, self.seed, self.trainer)
