@@ -1,4 +1,4 @@
-"""A frozen open_clip text tower, as ADD conditions its critic with (arXiv 2311.17042, section 3.2: CLIP-ViT-g-14)."""
+"""A frozen open_clip text tower, as ADD conditions its critic with (arXiv 2311.17042, section 4: CLIP-ViT-g-14)."""
 
 from __future__ import annotations
 

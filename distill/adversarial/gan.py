@@ -115,7 +115,7 @@ class R1:
 
 
 class ExactR1(R1):
-    """The gradient itself, at the heads' inputs (ADD, section 3.2: gamma = 1e-5)."""
+    """The gradient itself, at the heads' inputs (ADD, section 3.2; gamma = 1e-5 in section 4)."""
 
     def __init__(self, weight: float = 1e-5, every: int = 1):
         super().__init__(weight, every)

@@ -25,7 +25,7 @@ from distill.errors import ConfigError
 from distill.progress import tracked
 
 CALIBRATION = 2  # seed of captions of drawn images that are neither trained on nor measured with
-VARIANCES = (0.3, 0.4, 0.55, 0.7, 0.75)  # the range of the paper, section 4
+VARIANCES = (0.3, 0.4, 0.55, 0.7, 0.75)  # the range of the paper, section 3.2
 SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 FEWEST = 20  # prompts that percentiles are taken of
 

@@ -57,7 +57,8 @@ class Calibration:
         """The score below which `share` of the student's images lie; fewer where many have the same score.
 
         Args:
-            share: in [0, 1].
+            share: in [0, 1]. Below 1 % and above 99 % scores are interpolated on a line to the lowest and the highest,
+                so that the share kept there is a rough one.
         """
         return float(torch.quantile(torch.tensor(self.percentiles, dtype=torch.float64), share))
 

@@ -241,15 +241,20 @@ class LikeTeacher(Measure):
     """How far a student's images are from its teacher's own of the same noise and prompts (Diffusion2GAN, Table 5).
 
     Students of checkpoints know their teacher; an entry of a pipeline names it as `teacher`, or has no such number.
-    The teacher is called as its folder says, at the student's height and width.
+    The teacher is called at the student's height and width, and as its folder says or as said here: that of a student of
+    pairs as the pairs were made.
 
     Attributes:
         distances: of `open_distance`; `tiny-latent-lpips` compares what the teacher's autoencoder makes of them.
         images: how many, the first ones.
+        steps, guidance, solver: of the teacher; what its folder says where not given.
     """
 
     distances: list[str] = field(default_factory=lambda: ["shapes", "tiny-lpips"])
     images: int = 500
+    steps: int | None = None
+    guidance: float | None = None
+    solver: str | None = None
 
     def __post_init__(self) -> None:
         known = (*DISTANCES, TINY_LATENT)
@@ -270,7 +275,8 @@ class LikeTeacher(Measure):
         self.apart: dict[str, list[Tensor]] = {name: [] for name in self.distances}
         if painter.teacher:
             size = {side: painter.call[side] for side in SIDES if side in painter.call}
-            self.painted = teachers_own(painter.teacher, setting, self.images, size)
+            how = (self.steps, self.guidance, self.solver)
+            self.painted = teachers_own(painter.teacher, setting, self.images, size, *how)
             self.networks = {name: self._open(name, painter.teacher) for name in self.distances}
 
     def _open(self, name: str, teacher: str) -> Distance:
@@ -312,7 +318,7 @@ class Diversity(Measure):
     Attributes:
         distance: of `open_distance`.
         prompts: how many, the first ones.
-        images: of each prompt.
+        images: of each prompt; the paper has 8, and fewer leave the mean less sure and no other.
     """
 
     distance: str = "tiny-lpips"
@@ -379,12 +385,20 @@ def held_out_features(count: int) -> Tensor:
         return torch.cat([judge.features(pixels) for pixels in parts])
 
 
-def teachers_own(teacher: str, setting: Setting, count: int, size: dict[str, int] | None = None) -> Tensor:
+def teachers_own(
+    teacher: str,
+    setting: Setting,
+    count: int,
+    size: dict[str, int] | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    solver: str | None = None,
+) -> Tensor:
     """The images `[N, 3, H, W]` in [0, 1] that a teacher paints of the first prompts; kept as 8-bit values."""
-    painter, prompts = open_painter(teacher), setting.prompts[:count]
+    painter, prompts = open_painter(teacher, steps, guidance, solver), setting.prompts[:count]
     painter.call |= size or {}
     noise = [painter.pipeline.device.type, setting.seed, setting.batch_size]  # generators of devices differ
-    about = [teacher, named(teacher), painter.call, prompts, noise]
+    about = [teacher, named(teacher), painter.call, prompts, noise, *([solver] if solver else [])]
     return _kept(setting.cache / f"{digest(about)}.pt", lambda: painter(prompts, setting.seed, setting.batch_size))
 
 
@@ -396,9 +410,10 @@ def _kept(file: Path, paint: Callable[[], Tensor]) -> Tensor:
 
 
 def specification(measures: list[Measure]) -> list[Any]:
-    """What tells these measures from others."""
+    """What tells these measures from others; what is not given is no part of it."""
     kinds = [type(measure) for measure in measures]
+    given = [{name: value for name, value in asdict(each).items() if value is not None} for each in measures]  # type: ignore[call-overload]
     return [
-        [f"{kind.__module__}.{kind.__qualname__}", asdict(measure), *([kind.version] if kind.version else [])]  # type: ignore[call-overload]
-        for kind, measure in zip(kinds, measures, strict=True)
+        [f"{kind.__module__}.{kind.__qualname__}", settings, *([kind.version] if kind.version else [])]
+        for kind, settings in zip(kinds, given, strict=True)
     ]

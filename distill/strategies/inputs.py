@@ -51,7 +51,7 @@ class NoisedData(Inputs):
 
     Args:
         levels: where the student is trained; a few discrete ones for a few-step student.
-        warmup: other levels for the first steps (LADD, section 4: only .5 and .25 at first).
+        warmup: other levels for the first steps (LADD, section 5: only .5 and .25 at first).
         warmup_steps: how many.
         pure_noise: whether a few-step student is asked at t = 1 what it will be asked when it samples, the noise alone.
             A schedule that does not end at zero SNR, such as Stable Diffusion's, mixes a trace of the data into it

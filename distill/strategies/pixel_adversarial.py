@@ -46,11 +46,11 @@ class PixelAdversarial(Strategy):
 
     Args:
         weight: of this term, or `balanced`.
-        vision: timm name or folder of the vision network (section 3.2: DINOv2 ViT-S).
+        vision: timm name or folder of the vision network (Table 1a: DINOv2 ViT-S).
         text: whether the heads see the pooled text embedding of the batch (c_text); an open_clip text tower in place of
-            the pipeline's as `architecture:weights` (section 3.2: ViT-g-14), see `ClipText`.
+            the pipeline's as `architecture:weights` (section 4: ViT-g-14), see `ClipText`.
         image: timm name or folder of the network whose class token of the real picture the heads see (c_img; section
-            3.2: DINOv2 ViT-L); None for none.
+            4: DINOv2 ViT-L); None for none.
         image_from_noise: whether they see it too where the student began at pure noise, so never saw the picture.
         loss: the game; hinge if not given.
         r1: gradient penalty at the heads' inputs on real pictures; gamma = 1e-5 if not given, none at a weight of 0.

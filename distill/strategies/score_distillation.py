@@ -24,9 +24,10 @@ class ScoreDistillation(Strategy):
 
     Args:
         weight: lambda, 2.5 in the paper, or `balanced`.
-        weighting: c(t). `exponential` is alpha_t; `sds` makes the gradient at the latents that of score distillation
-            sampling with w(t) = sigma_t^2 (appendix A, up to the mean); `nfsd` is `sds` with the target of noise-free
-            score distillation (arXiv 2310.17590, Eq. 10), which asks the teacher three times.
+        weighting: c(t). `exponential` is alpha_t; `sds` makes the gradient at the latents, where these are
+            compared, that of score distillation sampling with w(t) = sigma_t^2 (appendix A, up to the mean); `nfsd` is
+            `sds` with the target of noise-free score distillation (arXiv 2310.17590, Eq. 10), which asks the teacher
+            three times.
         space: where the distance is measured, `pixels` (section 3.3: more stable gradients) or `latents`.
         levels: where the teacher is asked; uniform but for the ends, where a step is singular, if not given.
         teacher_steps: consecutive deterministic steps of the teacher, at evenly spaced levels (Table 1f).
@@ -46,7 +47,8 @@ class ScoreDistillation(Strategy):
         levels: Levels | None = None,
         teacher_steps: int = 1,
         guidance: float = 1.0,
-        negative: str = "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark",
+        negative: str = "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, "
+        "low-resolution, gloomy",
         balance: float = 1.0,
     ):
         super().__init__(weight, balance)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -149,6 +150,23 @@ def test_distance_to_the_teacher_is_of_the_same_noise_and_prompts(sd_folder: Pat
     assert values[f"to_teacher_{TINY}"] == pytest.approx(float(latent), abs=1e-4)
     assert {*measure.names} < {*values}
     assert torch.equal(teachers_own(str(sd_folder), given, 5), seen)
+
+
+def test_the_teacher_is_asked_as_the_measure_says(sd_folder: Path, tmp_path: Path) -> None:
+    """Its own images of the same steps, guidance and solver are no distance away but for how they are kept."""
+    given = setting(tmp_path)
+    how: dict[str, Any] = {"steps": 2, "guidance": 1.0, "solver": "EulerDiscreteScheduler"}
+    images = open_painter(str(sd_folder), **how, device="cpu")(given.prompts, given.seed, given.batch_size)
+    student = Painter(None, {}, teacher=str(sd_folder))
+    asked = told(LikeTeacher(["shapes"], images=5, **how), given, student, images)
+    usual = told(LikeTeacher(["shapes"], images=5), given, student, images)
+    assert asked["to_teacher_shapes"] < 1e-3 < usual["to_teacher_shapes"]
+
+
+def test_a_setting_that_is_not_given_is_no_part_of_what_tells_measures_apart() -> None:
+    """So rows keep their names when a measure learns another setting."""
+    assert "guidance" not in str(specification([LikeTeacher()]))
+    assert "guidance" in str(specification([LikeTeacher(guidance=3.0)]))
 
 
 def test_a_row_without_a_teacher_has_no_such_number(tmp_path: Path) -> None:
