@@ -62,7 +62,8 @@ def take_place(part: Path, path: Path) -> None:
         except OSError:
             old.rename(path)
             raise
-        remove(old)
+        with suppress(OSError):  # some network file systems do not remove what is being read
+            remove(old)
     else:
         part.replace(path)
 

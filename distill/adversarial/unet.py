@@ -134,6 +134,8 @@ class BlockCritic(ConditionalCritic):
         count = len(denoiser.blocks)
         indices = list(range(count)) if multi_scale else [count - 1]
         super().__init__(denoiser, channels, noise, [denoiser.widths[index] for index in indices])
+        for unread in (denoiser.network.norm_out, denoiser.network.proj_out):  # what it predicted is of no use any more
+            unread.requires_grad_(False)
         self.taps = Taps(denoiser, indices)
 
     def _features(self, entered: Tensor, x: Tensor, cond: Cond) -> list[Tensor]:

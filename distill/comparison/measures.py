@@ -241,8 +241,8 @@ class LikeTeacher(Measure):
     """How far a student's images are from its teacher's own of the same noise and prompts (Diffusion2GAN, Table 5).
 
     Students of checkpoints know their teacher; an entry of a pipeline names it as `teacher`, or has no such number.
-    The teacher is called at the student's height and width, and as its folder says or as said here: that of a student of
-    pairs as the pairs were made.
+    The teacher is called at the student's height and width, and as its folder says or as said here: for a student of
+    pairs, as these were made.
 
     Attributes:
         distances: of `open_distance`; `tiny-latent-lpips` compares what the teacher's autoencoder makes of them.

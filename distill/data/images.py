@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import shlex
@@ -22,13 +23,15 @@ from distill.errors import ConfigError, at_least_one, check_seeds, none_or_more
 
 CAPTIONS = ("caption", "text", "txt", "prompt")  # columns that hold captions, unless one is named
 FILES = {".parquet": "parquet", ".tar": "webdataset"}
+IN_A_ROW = 100  # images that cannot be read before it is not them
+STORAGE = {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EREMOTEIO}
 
 
 class ImagesDataset:
     """Images with their captions, resized and cropped to one size.
 
-    An image that cannot be read, or has no caption, is replaced by the next one that can, and named in the batch. Of a
-    row with several captions the first is taken.
+    An image that cannot be read, or has no caption, is replaced by the next one that can, and named in the batch; a
+    hundred in a row, or a storage that fails, end the run. Of a row with several captions the first is taken.
 
     Args:
         source: a folder (images with a metadata.jsonl or metadata.csv, parquet files, or webdataset archives), one
@@ -95,17 +98,20 @@ class ImagesDataset:
         return said.hexdigest()[:12]
 
     def _readable(self, index: int, unread: list[str]) -> tuple[Tensor, str]:
-        for offset in range(len(self)):
+        for offset in range(min(len(self), IN_A_ROW)):
             row = self.rows[(index + offset) % len(self)]
             try:
                 caption = _one(row[self.caption])
                 return resize_and_crop(_decode(row[self.image]), self.height, self.width) * 2 - 1, caption
             except Exception as error:  # decoders have many kinds, and one row must not end a run of weeks
+                if getattr(error, "errno", None) in STORAGE:
+                    raise ConfigError(
+                        f"the storage of '{self.source}' failed ({error}); go on when it is back, by --ckpt_path last"
+                    ) from error
                 last = error
                 unread.append((row[self.image] or {}).get("path") or f"row {(index + offset) % len(self)}")
-        raise ConfigError(
-            f"none of the {len(self)} images of '{self.source}' can be read with a caption; the last: {last}"
-        ) from last
+        some = f"the {len(self)} images" if len(self) <= IN_A_ROW else f"{IN_A_ROW} images in a row"
+        raise ConfigError(f"none of {some} of '{self.source}' can be read with a caption; the last: {last}") from last
 
 
 class EncodedImages(Maker):

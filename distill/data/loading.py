@@ -164,6 +164,10 @@ class ResumableLoader(StatefulDataLoader):
         self.batch_sampler.set_epoch(state_dict["epoch"])
         seen = state_dict["dealt"] * state_dict.get("batch_size", self.batch_sampler.batch_size)
         self.batch_sampler.begin = seen // self.batch_sampler.batch_size
+        if self.trainer is not None:  # Lightning ends an epoch after as many batches as it has
+            gone = self.trainer.fit_loop.epoch_loop.batch_progress.current
+            for what in ("ready", "started", "processed", "completed"):
+                setattr(gone, what, getattr(gone, what) + self.batch_sampler.begin - state_dict["dealt"])
 
 
 def _as_is(batch: Any) -> Any:

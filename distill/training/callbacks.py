@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -26,8 +27,9 @@ from distill.evaluation.metrics import Alignment, ClipScore, FidShapes, as_writt
 from distill.files import aside, go_on_taking, remove, take_place
 from distill.frozen import Frozen
 from distill.inference import Painter, grid, save_png
-from distill.training import parallel
+from distill.training.ending import REQUEUE, Told, requeue
 from distill.training.module import DistillModule
+from distill.training.storage import WholeFiles, unfinished
 
 
 class SampleGrid(L.Callback):
@@ -186,9 +188,12 @@ class Evaluation(L.Callback):
 class Checkpoint(ModelCheckpoint):
     """Lightning's `ModelCheckpoint`, which also keeps the last step of a run that ends between two checkpoints.
 
-    A sharded checkpoint is a folder that all processes write to. It is renamed when it is whole, as Lightning does with
-    files: a run that is killed while it writes `last.ckpt` can be continued from the one before, and one that is killed
-    while the two change places from the new one.
+    A checkpoint is renamed when it is whole: a run that is killed while it writes `last.ckpt` can be continued from the
+    one before. A sharded one is a folder that all processes write to; a run that is killed while the old and the new
+    change places is continued from the new one.
+
+    A SIGTERM, to whichever process, ends a run after the batch they are at, which is kept. So does the signal of Slurm
+    that asks to be requeued (SIGUSR1, where Lightning's Slurm environment is used); the job then is.
 
     Args:
         overwrite: whether a new run may take the place of another in its folder; `distill fit` looks at it.
@@ -199,10 +204,25 @@ class Checkpoint(ModelCheckpoint):
         super().__init__(*args, **options)
         self.overwrite = overwrite
 
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # Lightning's usual one
+            trainer.strategy.checkpoint_io = WholeFiles()
+
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """A resumed run does not save the step it begins with again, amid the batches of its next update."""
         super().on_train_start(trainer, pl_module)
         self._last_global_step_saved = trainer.global_step
+        self._told = Told(trainer)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *rest: Any) -> None:
+        super().on_train_batch_end(trainer, pl_module, *rest)
+        told = self._told.anywhere()
+        if told and trainer.global_step != trainer.max_steps:  # one that ends anyway does
+            self.on_train_end(trainer, pl_module)
+            if told == REQUEUE and trainer.is_global_zero:
+                requeue()
+            raise SIGTERMException
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         if not getattr(trainer.strategy, "_save_distributed_checkpoint", False):
@@ -238,12 +258,6 @@ class Checkpoint(ModelCheckpoint):
         if self.save_last and self._last_global_step_saved != trainer.global_step and not trial:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
-    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Keeps the last step of a run that a cluster ends by SIGTERM, which Lightning raises between two batches."""
-        super().on_exception(trainer, pl_module, exception)
-        if isinstance(exception, SIGTERMException) and parallel.all_here(f"SIGTERM after {trainer.global_step}"):
-            self.on_train_end(trainer, pl_module)
-
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Keeps a run that ended within an epoch as one that was killed there.
 
@@ -259,11 +273,6 @@ class Checkpoint(ModelCheckpoint):
             batches[part]["completed"] = batches[part]["ready"] - 1  # the batch, too, counts once its hooks are through
         loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
         checkpoint["epoch"] = epochs["current"]["completed"]
-
-
-def unfinished(path: Path) -> Path:
-    """The folder in which a sharded checkpoint at `path` is written."""
-    return path.with_name(f".{path.name}.part")
 
 
 class RunMonitor(L.Callback):

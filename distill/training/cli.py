@@ -34,11 +34,11 @@ from distill.training.callbacks import (
     RunMonitor,
     SampleGrid,
     UpdatesBar,
-    unfinished,
 )
 from distill.training.cost import TrainingCost
 from distill.training.module import DistillModule
 from distill.training.recipes import linked, numbered_entries, whole_lists
+from distill.training.storage import unfinished
 
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 

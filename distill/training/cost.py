@@ -46,12 +46,12 @@ class TrainingCost(L.Callback):
         self.processes = trainer.world_size
         if isinstance(module, DistillModule):
             for role, network in _networks(module):
-                network.register_forward_pre_hook(self._counter(role))
+                network.register_forward_pre_hook(self._counter(role), with_kwargs=True)
 
     def _counter(self, role: str) -> Any:
-        def count(network: nn.Module, inputs: tuple[Any, ...]) -> None:
-            if self._counting:
-                self.evaluations[role] += self.processes * len(next(_tensors(inputs)))
+        def count(network: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            if self._counting and (first := next(_tensors([*inputs, *named.values()]), None)) is not None:
+                self.evaluations[role] += self.processes * len(first)
 
         return count
 

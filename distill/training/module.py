@@ -333,6 +333,10 @@ class DistillModule(L.LightningModule):
         return [strategy.critic for strategy in self.strategies if strategy.critic is not None]
 
     @property
+    def _critic_weights(self) -> list[nn.Parameter]:
+        return [weight for critic in self.critics for weight in critic.parameters() if weight.requires_grad]
+
+    @property
     def latent_size(self) -> tuple[int, int] | None:
         """Height and width of the latents this run trains on; None before the first batch."""
         return tuple(self.latent.tolist()) if int(self.latent[0]) else None  # type: ignore[return-value]
@@ -348,7 +352,7 @@ class DistillModule(L.LightningModule):
         assert self.student is not None
         players = [self.student.weights]
         if self.critics:
-            players.append([p for critic in self.critics for p in critic.parameters()])
+            players.append(self._critic_weights)
         makers_and_players = zip(self.optimizer_makers, players, strict=False)
         try:
             optimizers = [make(parallel.grouped(parameters)) for make, parameters in makers_and_players]
@@ -368,6 +372,12 @@ class DistillModule(L.LightningModule):
 
     def training_step(self, raw: dict[str, Any], batch_idx: int) -> None:
         """Critic turns on the student's detached answer, then the student's turn; see `Sample` for the two cuts."""
+        try:
+            self._turns(raw)
+        except StopIteration as error:  # which Lightning would take for the end of the data, over and over
+            raise RuntimeError("a StopIteration came out of a strategy or a network it asked") from error
+
+    def _turns(self, raw: dict[str, Any]) -> None:
         position = self.begun(self.trainer.fit_loop.total_batch_idx)
         asks_student = position >= self.accumulate * (self.critic_updates - 1)
         updates = (position + 1) % self.accumulate == 0
@@ -444,7 +454,7 @@ class DistillModule(L.LightningModule):
 
     def _update_critics(self) -> None:
         if self.critics:
-            self._update(1, [p for critic in self.critics for p in critic.parameters()])
+            self._update(1, self._critic_weights)
 
     def _student_turn(self, sample: Sample, batch: Batch, step: int, updates: bool) -> None:
         assert self.student is not None
@@ -485,6 +495,8 @@ class DistillModule(L.LightningModule):
         """Steps one player's optimizer unless its gradient is not finite; returns whether it did."""
         optimizers = self.optimizers()
         optimizer: Any = optimizers[player] if isinstance(optimizers, list) else optimizers
+        if self._sharded():
+            self._check_reached(parameters)
         parallel.average_gradients(parameters)
         norm = parallel.clip_gradients(parameters, self.clips[player])
         self._scalars[("student" if player == 0 else "critic") + "/gradient_norm"] = norm
@@ -499,6 +511,18 @@ class DistillModule(L.LightningModule):
             self._step_schedule(optimizer.optimizer)
         optimizer.zero_grad(set_to_none=True)
         return finite
+
+    def _check_reached(self, parameters: list[nn.Parameter]) -> None:
+        """Refuses weights without a gradient where they are sharded: an optimizer keeps nothing for them, and a sharded
+        checkpoint that lacks something is refused when a run is to go on from it.
+        """
+        without = {id(weight) for weight in parameters if weight.grad is None}
+        if without:
+            names = [name for name, weight in self.named_parameters() if id(weight) in without]
+            raise ConfigError(
+                f"{len(names)} weights are trained and got no gradient, such as {names[0]}; a sharded run (FSDP2) "
+                "could not go on from its checkpoints: freeze them where they are made, by requires_grad_(False)"
+            )
 
     def _count_skipped(self, player: int, finite: bool) -> None:
         row = 1 + player

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -203,21 +202,6 @@ def average(value: Tensor) -> Tensor:
     value = value.detach().clone()
     dist.all_reduce(value)
     return value / dist.get_world_size()
-
-
-def all_here(where: str, seconds: float = 10.0) -> bool:
-    """Whether all processes come to a place before the time is over: after a signal one may be further than others, and
-    whatever they do together would hang.
-    """
-    if not _joined():
-        return True
-    store = dist.distributed_c10d._get_default_store()
-    store.set(f"{where}/{dist.get_rank()}", "here")
-    try:
-        store.wait([f"{where}/{rank}" for rank in range(dist.get_world_size())], timedelta(seconds=seconds))
-    except RuntimeError:  # the time is over
-        return False
-    return True
 
 
 def joint_norm(norm: Tensor) -> Tensor:

@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import shlex
@@ -5,6 +6,7 @@ import tarfile
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -106,6 +108,24 @@ def test_images_that_cannot_be_read_are_skipped_and_named(pictures: Path) -> Non
     assert sentence_of(raised.value).startswith(f"none of the 4 images of '{pictures}' can be read with a caption; the")
     with pytest.raises(ConfigError, match="none of the 4 images of .* can be read with a caption; the last: "):
         ImagesDataset(str(pictures), 16, 16).__getitems__([0])
+
+
+def test_a_storage_that_fails_is_not_skipped_through(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the system says so, or one image after the other is not there."""
+    data = ImagesDataset(str(pictures), 16, 16)
+
+    def stale(value: Any) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr("distill.data.images._decode", stale)
+    with pytest.raises(ConfigError, match=r"the storage of .* failed \(.*Stale file handle\); go on when it is back"):
+        data.__getitems__([0])
+    monkeypatch.undo()
+    monkeypatch.setattr("distill.data.images.IN_A_ROW", 2)
+    for picture in pictures.glob("*.png"):
+        picture.unlink()
+    with pytest.raises(ConfigError, match="none of 2 images in a row of .* can be read with a caption; the last: "):
+        data.__getitems__([0])
 
 
 def test_images_that_cannot_be_read_are_told_of_when_they_are_encoded(

@@ -1,7 +1,10 @@
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning as L
 import pytest
+import torch
 from lightning.fabric.utilities.data import _set_sampler_epoch
 
 from distill.data.images import ImagesData
@@ -9,6 +12,7 @@ from distill.data.latents import EncodedShapesData, LatentsData
 from distill.data.loading import GlobalBatchSampler, batches, loader
 from distill.data.shapes_data import ShapesData
 from distill.errors import ConfigError
+from distill.training.callbacks import Checkpoint
 
 
 class Indices:
@@ -164,6 +168,40 @@ def test_a_loader_resumed_with_other_batches_loses_no_sample(size, begins):
     resumed = loader(Indices(48), size, 0, None)
     resumed.load_state_dict(data.state_dict())
     assert _seen(list(resumed)) == list(GlobalBatchSampler(48, size, 0))[begins:]
+
+
+class Seen(L.LightningModule):
+    """Learns nothing of note and remembers what it was given."""
+
+    def __init__(self, batch_size: int):
+        super().__init__()
+        self.weight, self.batch_size = torch.nn.Parameter(torch.zeros(1)), batch_size
+        self.seen: list[tuple[int, list[int]]] = []
+
+    def train_dataloader(self) -> Any:
+        return loader(Indices(64), self.batch_size, 0, self.trainer)
+
+    def training_step(self, batch: dict[str, list[int]], batch_idx: int) -> torch.Tensor:
+        self.seen.append((self.current_epoch, batch["indices"]))
+        return self.weight.sum()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("size", "first"), [(8, 2), (4, 5), (2, 10)])
+def test_an_epoch_gone_on_with_in_other_batches_is_gone_through(size: int, first: int, tmp_path: Path) -> None:
+    """Lightning, too, has to know how many batches are left of it."""
+    usual: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "max_epochs": -1}
+    usual |= {"enable_model_summary": False, "use_distributed_sampler": False, "enable_checkpointing": False}
+    kept = [Checkpoint(str(tmp_path), save_last=True, enable_version_counter=False)]
+    L.Trainer(max_steps=5, callbacks=kept, **(usual | {"enable_checkpointing": True})).fit(Seen(4))  # type: ignore[arg-type]
+    again, sampler = Seen(size), GlobalBatchSampler(64, size, 0)
+    L.Trainer(max_steps=5 + len(sampler) - first + 1, **usual).fit(again, ckpt_path=tmp_path / "last.ckpt")
+    expected = [(0, batch) for batch in list(sampler)[first:]]
+    sampler.set_epoch(1)
+    assert again.seen == [*expected, (1, next(iter(sampler)))]
 
 
 def test_an_epoch_that_the_trainer_cuts_short_is_over_when_it_says_so():

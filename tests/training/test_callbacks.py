@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import resource
+import signal
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ import lightning as L
 import pytest
 import torch
 from jsonargparse import Namespace
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from PIL import Image
@@ -25,9 +28,10 @@ from distill.cli import main
 from distill.data.loading import GlobalBatchSampler, ResumableLoader
 from distill.files import go_on_taking
 from distill.training import callbacks
-from distill.training.callbacks import Checkpoint, RunMonitor, UpdatesBar, unfinished
+from distill.training.callbacks import Checkpoint, RunMonitor, UpdatesBar
 from distill.training.cli import SaveRecipe
 from distill.training.module import DistillModule
+from distill.training.storage import unfinished
 from tests.runs import fit_arguments
 
 
@@ -138,16 +142,17 @@ class StopAt(L.Callback):
 
 
 class EndAt(L.Callback):
-    """Ends at a step, after its batch, as the SIGTERM of a cluster does."""
+    """A cluster's signal amid a step."""
 
-    def __init__(self, step: int):
-        self.step = step
+    def __init__(self, step: int, signal: int = signal.SIGTERM):
+        self.step, self.signal = step, signal
 
     def __str__(self) -> str:
         return f"SIGTERM at {self.step}"
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        trainer._signal_connector.received_sigterm |= trainer.global_step == self.step
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), self.signal)
 
 
 def read(
@@ -213,6 +218,22 @@ def test_a_run_that_ended_goes_on_where_it_was(
     cut = {len(one.seen)} if isinstance(first.get("stop"), EndAt) else set()  # Lightning ends a validation, too, and
     found, expected = one.validated + other.validated, whole.validated  # does not begin it again
     assert [step for step in found if step not in stopped | cut] == [step for step in expected if step not in cut]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_that_slurm_wants_to_move_is_kept_and_requeued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = tmp_path / "told"
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {told}\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    about = {"JOB_ID": "7", "JOB_NAME": "train", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    for name, value in about.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    plugins = [SLURMEnvironment()]
+    read(tmp_path / "run", stop=EndAt(3, signal.SIGUSR1), max_steps=13, devices=1, plugins=plugins)
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 3
+    assert told.read_text() == "requeue 7\n"
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -64,6 +64,23 @@ def test_a_continued_run_counts_on(sd3_folder: Path, sd3_latents: Path, tmp_path
     assert again.images == 24 and again.evaluations["teacher"] == 72 and again.wall > seconds
 
 
+class AsksByName(Strategy):
+    """As a user may write it."""
+
+    def configure(self, backbone: Any, teacher: Any) -> None:
+        self.teacher = teacher
+
+    def student_loss(self, sample: Any, batch: Any, step: int) -> torch.Tensor:
+        with torch.no_grad():
+            target = self.teacher(x_t=sample.x_t, t=sample.t, cond=batch.cond)
+        return (sample.x0 - target).square().mean()
+
+
+def test_what_is_asked_by_name_is_counted_too(sd3_folder: Path, sd3_latents: Path, tmp_path: Path) -> None:
+    data = LatentsData(str(sd3_latents), str(sd3_folder), batch_size=8)
+    assert trained(sd3_folder, [AsksByName()], data, tmp_path).evaluations["teacher"] == 16
+
+
 def test_sums_are_over_the_processes_of_each_stretch() -> None:
     """Two batches of 4 on 8 processes, then one on 2: what is kept is of all of them."""
     cost = TrainingCost()
@@ -73,7 +90,7 @@ def test_sums_are_over_the_processes_of_each_stretch() -> None:
         stretch.on_train_start(SimpleNamespace(world_size=processes), None)  # type: ignore[arg-type]
         for _ in range(batches):
             stretch._counting = True
-            stretch._counter("student")(None, (torch.zeros(4),))
+            stretch._counter("student")(None, (torch.zeros(4),), {})
             stretch._since = time.perf_counter() - 1
             stretch.on_train_batch_end(None, SimpleNamespace(decoded=4), None, {"prompts": [""] * 4}, 0)  # type: ignore[arg-type]
         cost = stretch

@@ -593,6 +593,42 @@ def test_page_about_strategies_is_true(
     assert all(value > 0 for value in logged(tmp_path / "run")["student/FeatureMatching"])
 
 
+def test_a_strategy_that_runs_out_of_something_does_not_end_the_epoch(sd3_folder: Path, sd3_latents: Path) -> None:
+    """Lightning would begin another one, again and again."""
+
+    class Empty(Pull):
+        def student_loss(self, sample: Any, batch: Any, step: int) -> Tensor:
+            return next(iter([]))
+
+    with pytest.raises(RuntimeError, match="a StopIteration came out of a strategy"):
+        fit(module(sd3_folder, [Empty()]), sd3_latents, 2)
+
+
+def test_weights_without_a_gradient_are_refused_where_they_are_sharded(
+    sd3_folder: Path, sd3_latents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Spare(Pull):
+        def configure(self, backbone: Any, teacher: Any) -> None:
+            self.critic = nn.ModuleDict({"read": nn.Linear(1, 1), "spare": nn.Linear(1, 1)})
+
+        def critic_loss(self, sample: Any, batch: Any, step: int) -> dict[str, Tensor]:
+            return {"fit": self.critic["read"](sample.x0.detach().mean().view(1, 1)).square().sum()}  # type: ignore[index]
+
+    fit(module(sd3_folder, [Spare()]), sd3_latents, 1)
+    update = DistillModule._update
+
+    def sharded(self: DistillModule, player: int, parameters: list[nn.Parameter]) -> bool:
+        self._check_reached(parameters)
+        return update(self, player, parameters)
+
+    monkeypatch.setattr(DistillModule, "_update", sharded)
+    fit(module(sd3_folder, [Pull()]), sd3_latents, 1)
+    with pytest.raises(
+        ConfigError, match=r"2 weights .* got no gradient, such as strategies.0.critic.spare"
+    ):
+        fit(module(sd3_folder, [Spare()]), sd3_latents, 1)
+
+
 def test_terms_that_balance_follow_the_numbers_alone(sd3_folder: Path, sd3_latents: Path) -> None:
     """Not each other."""
     watch, terms = Watch(), [Pull(weight="balanced"), Pull(weight=1.0), Pull(weight="balanced")]  # type: ignore[arg-type]

@@ -144,18 +144,6 @@ def test_ddp_keeps_no_copy_of_the_gradients(tmp_path: Path) -> None:
     assert not hasattr(whole, "_ddp_params_and_buffers_to_ignore")
 
 
-def test_a_process_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = torch.distributed.HashStore()
-    assert parallel.all_here("alone")
-    monkeypatch.setattr(parallel, "_joined", lambda: True)
-    monkeypatch.setattr(torch.distributed.distributed_c10d, "_get_default_store", lambda: store)
-    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    assert not parallel.all_here("end", seconds=0.1)
-    store.set("end/1", "here")
-    assert parallel.all_here("end", seconds=0.1)
-
-
 def test_only_cpus_without_its_instructions_lack_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     for theirs in (False, True):
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda theirs=theirs: theirs)

@@ -151,13 +151,19 @@ def test_recipe_as_it_is_under_fsdp2(sd3_folder: Path, sd3_latents: Path, tmp_pa
 
 
 def test_transformer_critic_pays_a_finite_difference_sharded(sd3_folder: Path, sd3_pairs: Path, tmp_path: Path) -> None:
-    """More than one pass through a sharded critic before the way back fails in its blocks."""
+    """More than one pass through a sharded critic before the way back fails in its blocks; and the run can go on, for
+    which all its weights need a gradient.
+    """
     penalty = {"class_path": "ApproximateR1", "init_args": {"every": 1}}
     terms = [{"class_path": "PerceptualRegression", "init_args": {"distance": "mse"}},
              {"class_path": "ConditionalAdversarial", "init_args": {"r1": penalty}}]  # fmt: skip
     options = {**FSDP2, "model__strategies": json.dumps(terms)}
-    forked(fit_arguments("diffusion2gan_sd15.yaml", sd3_folder, sd3_pairs, tmp_path, **options), ranks=2)
-    assert all(value > 0 for value in logged(tmp_path)["critic/ConditionalAdversarial/r1"])
+    for steps in (2, 3):
+        options["trainer__max_steps"] = steps
+        arguments = fit_arguments("diffusion2gan_sd15.yaml", sd3_folder, sd3_pairs, tmp_path, **options)
+        forked([*arguments, "--ckpt_path", "last"], ranks=2)
+    rows = logged(tmp_path)
+    assert rows["step"][-1] == 3 and all(value > 0 for value in rows["critic/ConditionalAdversarial/r1"])
 
 
 def test_exact_r1_of_a_sharded_critic_is_refused(sd_folder: Path, sd_pairs: Path, tmp_path: Path) -> None:
@@ -190,14 +196,17 @@ def test_killed_run_continues_bit_for_bit(method: Method, tmp_path: Path) -> Non
     assert min(logged(killed)["step"]) >= 3, "the second run began anew"
 
 
-@pytest.mark.parametrize(("command", "ranks"), [("fit", 1), ("generate", 1), ("generate", 2)])
+@pytest.mark.parametrize(("command", "ranks"), [("fit", 1), ("fit", 2), ("generate", 1), ("generate", 2)])
 def test_a_sigterm_ends_what_runs_and_no_script_goes_on(
     command: str, ranks: int, sd3_folder: Path, sd3_latents: Path, tmp_path: Path
 ) -> None:
-    """Lightning ends a training with exit code 0 then, and does not end the making of data at all."""
+    """Lightning ends a training with exit code 0 then, hangs where one process alone is told, and does not end the
+    making of data at all.
+    """
     if command == "fit":
         begun = tmp_path / "samples" / "step-000001.png"
         options = {"trainer__max_steps": 100000, "samples__every": 1, "checkpoint__every_n_train_steps": 100000}
+        options |= DDP if ranks > 1 else {}
         arguments = fit_arguments("ladd_sd3.yaml", sd3_folder, sd3_latents, tmp_path, **options)
     else:
         begun = tmp_path / "shard-000000.arrow"
@@ -208,7 +217,10 @@ def test_a_sigterm_ends_what_runs_and_no_script_goes_on(
     while not begun.exists():
         assert not run.ended, "it ended before anything was written"
         time.sleep(0.01)
-    run.terminate()
+    if (command, ranks) == ("fit", 2):
+        run.processes[1].terminate()
+    else:
+        run.terminate()
     codes, said = run.wait(60)
     assert codes == [143] * ranks, said[-2000:]
     if command == "fit":
