@@ -623,9 +623,7 @@ def test_weights_without_a_gradient_are_refused_where_they_are_sharded(
 
     monkeypatch.setattr(DistillModule, "_update", sharded)
     fit(module(sd3_folder, [Pull()]), sd3_latents, 1)
-    with pytest.raises(
-        ConfigError, match=r"2 weights .* got no gradient, such as strategies.0.critic.spare"
-    ):
+    with pytest.raises(ConfigError, match=r"2 weights .* got no gradient, such as strategies.0.critic.spare"):
         fit(module(sd3_folder, [Spare()]), sd3_latents, 1)
 
 
