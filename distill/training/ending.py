@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -54,10 +55,10 @@ class Told:
 
 
 def requeue() -> None:
-    """Asks Slurm to run this job again.
-
-    Raises:
-        subprocess.CalledProcessError: it will not.
-    """
+    """Asks Slurm to run this job again; says so if it will not."""
     job, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    subprocess.run(["scontrol", "requeue", f"{job}_{task}" if job else os.environ["SLURM_JOB_ID"]], check=True)
+    command = ["scontrol", "requeue", f"{job}_{task}" if job else os.environ["SLURM_JOB_ID"]]
+    try:
+        subprocess.run(command, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"distill: the job is not requeued: {error}", file=sys.stderr)
