@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP)
         return
-    from distill.errors import ConfigError, check_recipes, sentence_of
+    from distill.errors import INTERRUPTED, ConfigError, check_recipes, sentence_of
 
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:
@@ -48,6 +48,9 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(sentence_of(error))
     except FloatingPointError as error:
         _fail(str(error))
+    except KeyboardInterrupt:
+        print(f"distill: interrupted before {command} was through", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except OSError as error:  # a full disk, a file in a folder's place, damaged weights: the place says what to do
         _fail(" ".join(str(error).split()) or type(error).__name__)
 
@@ -496,17 +499,21 @@ def _train(command: str, arguments: list[str]) -> None:
     from lightning.pytorch.utilities.exceptions import SIGTERMException
     from omegaconf.errors import OmegaConfBaseException
 
-    from distill.errors import ENDED, ConfigError
+    from distill.errors import ENDED, INTERRUPTED, ConfigError
     from distill.training.cli import DistillCLI
 
     try:
         DistillCLI([command, *arguments])
     except OmegaConfBaseException as error:  # a ${...} that leads nowhere
         raise ConfigError(str(error)) from error
-    except SIGTERMException:  # an exit of code 0 by itself, after which a script would go on with half a student
-        again = "; --ckpt_path last goes on from its last update" if command == "fit" else ""
-        print(f"distill: ended by SIGTERM before {command} was through{again}", file=sys.stderr)
-        sys.exit(ENDED)
+    except SystemExit as error:  # of a SIGTERM with code 0, after which a script would go on with half a student
+        terminated, interrupted = isinstance(error, SIGTERMException), isinstance(error.__context__, KeyboardInterrupt)
+        if not (terminated or interrupted):
+            raise
+        again = "; --ckpt_path last goes on from its last checkpoint" if command == "fit" else ""
+        what = "ended by SIGTERM" if terminated else "interrupted"
+        print(f"distill: {what} before {command} was through{again}", file=sys.stderr)
+        sys.exit(ENDED if terminated else INTERRUPTED)
 
 
 def _function(function: Callable[..., None]) -> Callable[[str, list[str]], None]:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 LARGEST_SEED = 2**32 - 1  # that NumPy and Lightning take
+INTERRUPTED = 130  # the exit code of a process that Ctrl-C ended, as a shell has it
 ENDED = 143  # the exit code of a process that a SIGTERM ended, as a shell has it
 
 

@@ -85,11 +85,6 @@ class Forked:
             process.kill()
             process.join()
 
-    def terminate(self) -> None:
-        """What `kill` and a scheduler that takes a machine back send."""
-        for process in self.processes:
-            process.terminate()
-
     def wait(self, seconds: float = 300) -> tuple[list[int | None], str]:
         """The exit code of each process, and what all wrote; a process that does not end is killed."""
         until = time.monotonic() + seconds

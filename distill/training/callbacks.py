@@ -27,7 +27,7 @@ from distill.evaluation.metrics import Alignment, ClipScore, FidShapes, as_writt
 from distill.files import aside, go_on_taking, remove, take_place
 from distill.frozen import Frozen
 from distill.inference import Painter, grid, save_png
-from distill.training.ending import REQUEUE, Told, requeue
+from distill.training.ending import INTERRUPT, REQUEUE, Told, requeue
 from distill.training.module import DistillModule
 from distill.training.storage import WholeFiles, unfinished
 
@@ -192,8 +192,8 @@ class Checkpoint(ModelCheckpoint):
     one before. A sharded one is a folder that all processes write to; a run that is killed while the old and the new
     change places is continued from the new one.
 
-    A SIGTERM, to whichever process, ends a run after the batch they are at, which is kept. So does the signal of Slurm
-    that asks to be requeued (SIGUSR1, where Lightning's Slurm environment is used); the job then is.
+    A Ctrl-C or SIGTERM, to whichever process, ends a run after the batch they are at, which is kept. So does the signal
+    of Slurm that asks to be requeued (SIGUSR1, where Lightning's Slurm environment is used); the job then is.
 
     Args:
         overwrite: whether a new run may take the place of another in its folder; `distill fit` looks at it.
@@ -222,7 +222,7 @@ class Checkpoint(ModelCheckpoint):
             self.on_train_end(trainer, pl_module)
             if told == REQUEUE and trainer.is_global_zero:
                 requeue()
-            raise SIGTERMException
+            raise KeyboardInterrupt if told == INTERRUPT else SIGTERMException
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         if not getattr(trainer.strategy, "_save_distributed_checkpoint", False):

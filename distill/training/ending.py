@@ -14,11 +14,11 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import SLURMEnvironment
 
-END, REQUEUE = 1, 2  # what a process can be told; the greater wins
+INTERRUPT, END, REQUEUE = 1, 2, 3  # what a process can be told; the greater wins
 
 
 class Told:
-    """What a cluster has told any process of a run, for all of them to agree on between two batches.
+    """What any process of a run was told, by Ctrl-C or a cluster, for all of them to agree on between two batches.
 
     Lightning's own handler broadcasts amid whatever the process does together with others, where a signal that does not
     reach all of them at once makes them wait for each other for good; a process that ends by itself does so too.
@@ -31,6 +31,7 @@ class Told:
         self._trainer, self._here = trainer, 0
         if threading.current_thread() is not threading.main_thread():
             return  # Python lets no other one handle signals
+        signal.signal(signal.SIGINT, self._interrupted)
         signal.signal(signal.SIGTERM, self._handler(END))
         environment = trainer._accelerator_connector.cluster_environment
         if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
@@ -38,15 +39,19 @@ class Told:
 
     def _handler(self, what: int) -> Any:
         def note(number: int, frame: Any) -> None:
-            launcher = self._trainer.strategy.launcher
-            if launcher is not None and not self._here:
-                launcher.kill(number)  # type: ignore[arg-type]  # those it has launched
             self._here = max(self._here, what)
 
         return note
 
+    def _interrupted(self, number: int, frame: Any) -> None:
+        if self._here:
+            raise KeyboardInterrupt
+        self._here = INTERRUPT
+        if self._trainer.is_global_zero:
+            print("\nEnding after this batch; once more Ctrl-C ends at once and loses what is not saved.", flush=True)
+
     def anywhere(self) -> int:
-        """0, END or REQUEUE, the same on all processes; to be asked by all of them."""
+        """0, INTERRUPT, END or REQUEUE, the same on all processes; to be asked by all of them."""
         if self._trainer.world_size == 1:
             return self._here
         told = torch.tensor(self._here, device=self._trainer.strategy.root_device)

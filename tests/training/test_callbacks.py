@@ -19,7 +19,6 @@ import torch
 from jsonargparse import Namespace
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchvision.transforms.functional import pil_to_tensor
@@ -148,7 +147,7 @@ class EndAt(L.Callback):
         self.step, self.signal = step, signal
 
     def __str__(self) -> str:
-        return f"SIGTERM at {self.step}"
+        return f"{signal.Signals(self.signal).name} at {self.step}"
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.global_step == self.step:
@@ -172,7 +171,7 @@ def read(
         ResumableLoader(Numbers(), batch_sampler=GlobalBatchSampler(20, 4), collate_fn=list)  # type: ignore[arg-type]
         for _ in range(2)
     ]
-    with suppress(SIGTERMException):
+    with suppress(SystemExit):  # by which Lightning ends, too
         trainer.fit(
             module,
             loaders[0],
@@ -200,6 +199,7 @@ def read(
         ({"max_steps": 13, "stop": EndAt(4)}, {"max_steps": 13}),
         ({"max_steps": 13, "stop": EndAt(5)}, {"max_steps": 13}),
         ({"max_steps": 13, "stop": EndAt(10)}, {"max_steps": 13}),
+        ({"max_steps": 13, "stop": EndAt(4, signal.SIGINT)}, {"max_steps": 13}),
     ],
     ids=lambda how: ",".join(map(str, how.values())),
 )

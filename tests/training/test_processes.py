@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -196,9 +198,14 @@ def test_killed_run_continues_bit_for_bit(method: Method, tmp_path: Path) -> Non
     assert min(logged(killed)["step"]) >= 3, "the second run began anew"
 
 
-@pytest.mark.parametrize(("command", "ranks"), [("fit", 1), ("fit", 2), ("generate", 1), ("generate", 2)])
-def test_a_sigterm_ends_what_runs_and_no_script_goes_on(
-    command: str, ranks: int, sd3_folder: Path, sd3_latents: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("command", "ranks", "told"),
+    [("fit", 1, signal.SIGTERM), ("fit", 1, signal.SIGINT), ("fit", 2, signal.SIGTERM), ("generate", 1, signal.SIGTERM),
+     ("generate", 2, signal.SIGTERM)],
+    ids=str,
+)  # fmt: skip
+def test_a_signal_ends_what_runs_and_no_script_goes_on(
+    command: str, ranks: int, told: signal.Signals, sd3_folder: Path, sd3_latents: Path, tmp_path: Path
 ) -> None:
     """Lightning ends a training with exit code 0 then, hangs where one process alone is told, and does not end the
     making of data at all.
@@ -217,14 +224,13 @@ def test_a_sigterm_ends_what_runs_and_no_script_goes_on(
     while not begun.exists():
         assert not run.ended, "it ended before anything was written"
         time.sleep(0.01)
-    if (command, ranks) == ("fit", 2):
-        run.processes[1].terminate()
-    else:
-        run.terminate()
+    for process in run.processes[1:] if (command, ranks) == ("fit", 2) else run.processes:
+        os.kill(process.pid, told)
     codes, said = run.wait(60)
-    assert codes == [143] * ranks, said[-2000:]
+    assert codes == [128 + told] * ranks, said[-2000:]
     if command == "fit":
-        assert "distill: ended by SIGTERM before fit was through; --ckpt_path last goes on from" in said
+        what = "interrupted" if told == signal.SIGINT else "ended by SIGTERM"
+        assert f"distill: {what} before fit was through; --ckpt_path last goes on from" in said
         assert (tmp_path / "checkpoints" / "last.ckpt").is_file(), "what it had learnt is kept"
 
 
