@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 HELP = """\
 usage: distill COMMAND [options]
@@ -49,8 +49,11 @@ def main(arguments: list[str] | None = None) -> None:
     except FloatingPointError as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        print(f"distill: interrupted before {command} was through", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        _end(command, "interrupted", INTERRUPTED)
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # as Lightning ends, with code 1
+            _end(command, "interrupted", INTERRUPTED)
+        raise
     except OSError as error:  # a full disk, a file in a folder's place, damaged weights: the place says what to do
         _fail(" ".join(str(error).split()) or type(error).__name__)
 
@@ -499,21 +502,24 @@ def _train(command: str, arguments: list[str]) -> None:
     from lightning.pytorch.utilities.exceptions import SIGTERMException
     from omegaconf.errors import OmegaConfBaseException
 
-    from distill.errors import ENDED, INTERRUPTED, ConfigError
+    from distill.errors import ENDED, ConfigError
     from distill.training.cli import DistillCLI
+    from distill.training.ending import Requeued
 
     try:
         DistillCLI([command, *arguments])
     except OmegaConfBaseException as error:  # a ${...} that leads nowhere
         raise ConfigError(str(error)) from error
-    except SystemExit as error:  # of a SIGTERM with code 0, after which a script would go on with half a student
-        terminated, interrupted = isinstance(error, SIGTERMException), isinstance(error.__context__, KeyboardInterrupt)
-        if not (terminated or interrupted):
-            raise
-        again = "; --ckpt_path last goes on from its last checkpoint" if command == "fit" else ""
-        what = "ended by SIGTERM" if terminated else "interrupted"
-        print(f"distill: {what} before {command} was through{again}", file=sys.stderr)
-        sys.exit(ENDED if terminated else INTERRUPTED)
+    except Requeued:
+        _end(command, "ended, to be run again by Slurm,", ENDED)
+    except SIGTERMException:  # an exit of code 0 by itself, after which a script would go on with half a student
+        _end(command, "ended by SIGTERM", ENDED)
+
+
+def _end(command: str, how: str, code: int) -> NoReturn:
+    again = "; --ckpt_path last goes on from its last checkpoint" if command == "fit" else ""
+    print(f"distill: {how} before {command} was through{again}", file=sys.stderr)
+    sys.exit(code)
 
 
 def _function(function: Callable[..., None]) -> Callable[[str, list[str]], None]:

@@ -214,11 +214,20 @@ def _trained(row: Row, comparison: Comparison, lock: Lock) -> Path:
     command += [part for name, value in options.items() for part in (f"--{name}", _text(value))]
     command += ["--seed_everything", str(row.seed), "--trainer.default_root_dir", str(folder), "--ckpt_path", "last"]
     command += ["--checkpoint.dirpath", str(checkpoint.parent)]  # wherever the recipe has its own
-    run = subprocess.run(command, stdout=2, pass_fds=[lock.descriptor])  # what is printed is the table alone
-    if run.returncode:
-        raise ConfigError(f"training the entry '{entry.name}' ended with code {run.returncode}; see above for why")
+    if code := _run(command, lock):
+        raise ConfigError(f"training the entry '{entry.name}' ended with code {code}; see above for why")
     done.touch()
     return checkpoint
+
+
+def _run(command: list[str], lock: Lock) -> int:
+    """The exit code of a training, which a Ctrl-C tells to end as well, and which then saves what it has."""
+    process = subprocess.Popen(command, stdout=2, pass_fds=[lock.descriptor])  # what is printed is the table alone
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.wait()
+        raise
 
 
 def _measured(painter: Painter, comparison: Comparison, folder: Path) -> dict[str, Any]:

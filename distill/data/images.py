@@ -24,7 +24,7 @@ from distill.errors import ConfigError, at_least_one, check_seeds, none_or_more
 CAPTIONS = ("caption", "text", "txt", "prompt")  # columns that hold captions, unless one is named
 FILES = {".parquet": "parquet", ".tar": "webdataset"}
 IN_A_ROW = 100  # images that cannot be read before it is not them
-STORAGE = {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EREMOTEIO}
+STORAGE = {errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN}  # errors that are of no single image
 
 
 class ImagesDataset:
@@ -104,12 +104,14 @@ class ImagesDataset:
                 caption = _one(row[self.caption])
                 return resize_and_crop(_decode(row[self.image]), self.height, self.width) * 2 - 1, caption
             except Exception as error:  # decoders have many kinds, and one row must not end a run of weeks
+                name = (row[self.image] or {}).get("path") or f"row {(index + offset) % len(self)}"
                 if getattr(error, "errno", None) in STORAGE:
                     raise ConfigError(
-                        f"the storage of '{self.source}' failed ({error}); go on when it is back, by --ckpt_path last"
+                        f"the storage of '{self.source}' failed at {name} ({error}); when it is back run the same "
+                        "again, a training with --ckpt_path last"
                     ) from error
                 last = error
-                unread.append((row[self.image] or {}).get("path") or f"row {(index + offset) % len(self)}")
+                unread.append(name)
         some = f"the {len(self)} images" if len(self) <= IN_A_ROW else f"{IN_A_ROW} images in a row"
         raise ConfigError(f"none of {some} of '{self.source}' can be read with a caption; the last: {last}") from last
 

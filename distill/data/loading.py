@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -174,6 +175,13 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
+def _apart(worker: int) -> None:
+    """A process group of its own for a worker: a Ctrl-C, or what else is sent to the run's group, would end it before
+    the run's last batch is through. It ends with the run.
+    """
+    os.setpgid(0, 0)
+
+
 def loader(
     dataset: BatchedDataset,
     batch_size: int,
@@ -191,6 +199,7 @@ def loader(
         batch_sampler=sampler,
         collate_fn=collate,
         num_workers=workers,
+        worker_init_fn=_apart,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
     )

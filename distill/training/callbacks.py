@@ -14,7 +14,6 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_summary import get_human_readable_count
 from torch import nn
 from torchmetrics import Metric
@@ -27,7 +26,7 @@ from distill.evaluation.metrics import Alignment, ClipScore, FidShapes, as_writt
 from distill.files import aside, go_on_taking, remove, take_place
 from distill.frozen import Frozen
 from distill.inference import Painter, grid, save_png
-from distill.training.ending import INTERRUPT, REQUEUE, Told, requeue
+from distill.training.ending import Told, end
 from distill.training.module import DistillModule
 from distill.training.storage import WholeFiles, unfinished
 
@@ -192,37 +191,59 @@ class Checkpoint(ModelCheckpoint):
     one before. A sharded one is a folder that all processes write to; a run that is killed while the old and the new
     change places is continued from the new one.
 
-    A Ctrl-C or SIGTERM, to whichever process, ends a run after the batch they are at, which is kept. So does the signal
-    of Slurm that asks to be requeued (SIGUSR1, where Lightning's Slurm environment is used); the job then is.
+    A Ctrl-C or SIGTERM, to whichever process, ends a run after the batch of training or validation they are at, and
+    with `save_last` the last update is kept. So does the signal of Slurm that asks to be requeued (SIGUSR1, where
+    Lightning's Slurm environment is used); the job then is. A second Ctrl-C ends at once.
 
     Args:
         overwrite: whether a new run may take the place of another in its folder; `distill fit` looks at it.
+        enable_version_counter: whether a run begun anew gives its checkpoints other names than those of the run before,
+            whose `last.ckpt` stays.
         args, options: as of `ModelCheckpoint`.
     """
 
-    def __init__(self, *args: Any, overwrite: bool = False, **options: Any):
-        super().__init__(*args, **options)
+    def __init__(self, *args: Any, overwrite: bool = False, enable_version_counter: bool = False, **options: Any):
+        super().__init__(*args, enable_version_counter=enable_version_counter, **options)  # type: ignore[misc]
         self.overwrite = overwrite
+        self._told: Told | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
+        self._told = None
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # Lightning's usual one
             trainer.strategy.checkpoint_io = WholeFiles()
+
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._listen(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """A resumed run does not save the step it begins with again, amid the batches of its next update."""
         super().on_train_start(trainer, pl_module)
         self._last_global_step_saved = trainer.global_step
-        self._told = Told(trainer)
+        self._listen(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *rest: Any) -> None:
         super().on_train_batch_end(trainer, pl_module, *rest)
-        told = self._told.anywhere()
-        if told and trainer.global_step != trainer.max_steps:  # one that ends anyway does
-            self.on_train_end(trainer, pl_module)
-            if told == REQUEUE and trainer.is_global_zero:
-                requeue()
-            raise KeyboardInterrupt if told == INTERRUPT else SIGTERMException
+        if trainer.global_step != trainer.max_steps:  # a run that ends anyway does
+            self._end_if_told(trainer, pl_module)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: Any, *rest: Any) -> None:
+        super().on_validation_batch_end(trainer, pl_module, *rest)
+        self._end_if_told(trainer, pl_module)
+
+    def _listen(self, trainer: L.Trainer) -> None:
+        """The last of a run's checkpoints does, for all of them."""
+        if self._told is None and _ours(trainer)[-1] is self:
+            self._told = Told(trainer)
+
+    def _end_if_told(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if self._told is None or not (told := self._told.anywhere()):
+            return
+        self._told = None
+        if not trainer.sanity_checking:
+            for checkpoint in _ours(trainer):
+                checkpoint.on_train_end(trainer, pl_module)
+        end(told, requeues=trainer.is_global_zero)
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         if not getattr(trainer.strategy, "_save_distributed_checkpoint", False):
@@ -273,6 +294,10 @@ class Checkpoint(ModelCheckpoint):
             batches[part]["completed"] = batches[part]["ready"] - 1  # the batch, too, counts once its hooks are through
         loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
         checkpoint["epoch"] = epochs["current"]["completed"]
+
+
+def _ours(trainer: L.Trainer) -> list[Checkpoint]:
+    return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, Checkpoint)]
 
 
 class RunMonitor(L.Callback):

@@ -233,7 +233,6 @@ class DistillCLI(LightningCLI):
             {
                 "checkpoint.save_last": True,
                 "checkpoint.every_n_train_steps": 500,
-                "checkpoint.enable_version_counter": False,  # a run begun anew replaces the checkpoints of the old one
             }
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,19 @@ class WholeFiles(TorchCheckpointIO):
         path.parent.mkdir(parents=True, exist_ok=True)
         part = unfinished(path)
         remove(part)  # what a run that was killed left
-        with open(part, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(part, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            remove(part)
+            raise
         if path.is_dir():  # a sharded one
             path.rename(aside(part))
         part.replace(path)
-        remove(aside(part))
+        with suppress(OSError):  # some network file systems do not remove what is being read
+            remove(aside(part))
 
 
 def unfinished(path: Path) -> Path:

@@ -12,7 +12,6 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -241,11 +240,11 @@ def test_a_second_stage_begins_at_the_first_ones_student(tmp_path: Path, monkeyp
     recipe.write_text("a: 1")
     calls = []
 
-    def run(command: list[str], **_: Any) -> Any:
+    def run(command: list[str], lock: Lock) -> int:
         calls.append(" ".join(command))
-        return SimpleNamespace(returncode=0)
+        return 0
 
-    monkeypatch.setattr("distill.comparison.compare.subprocess.run", run)
+    monkeypatch.setattr("distill.comparison.compare._run", run)
     first = Entry("first", recipe=str(recipe), options={"b": 1}, steps=[1])
     second = Entry("second", recipe=str(recipe), after="first", steps=[1])
     alone = Entry("alone", recipe=str(recipe), steps=[1])

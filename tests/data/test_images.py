@@ -118,7 +118,7 @@ def test_a_storage_that_fails_is_not_skipped_through(pictures: Path, monkeypatch
         raise OSError(errno.ESTALE, "Stale file handle")
 
     monkeypatch.setattr("distill.data.images._decode", stale)
-    with pytest.raises(ConfigError, match=r"the storage of .* failed \(.*Stale file handle\); go on when it is back"):
+    with pytest.raises(ConfigError, match=r"the storage of .* failed at .*png \(.*Stale file handle\); when"):
         data.__getitems__([0])
     monkeypatch.undo()
     monkeypatch.setattr("distill.data.images.IN_A_ROW", 2)

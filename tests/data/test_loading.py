@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -143,6 +144,19 @@ def test_a_resumed_loader_goes_on_where_the_state_was_kept_with_any_number_of_wo
         _set_sampler_epoch(resumed, epoch)
         rest += list(resumed)
     assert _seen(rest) == unbroken[kept:]
+
+
+class Groups(Indices):
+    """Answers with the process group that it is asked in."""
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Any]:
+        return {"group": os.getpgid(0)}
+
+
+def test_what_tells_a_run_to_end_does_not_end_its_workers_first():
+    """A terminal's Ctrl-C goes to a process group."""
+    (alone,), (worker,) = (list(loader(Groups(4), 4, 0, None, workers)) for workers in (0, 1))
+    assert alone["group"] == os.getpgid(0) != worker["group"]
 
 
 def test_a_loader_resumed_twice_in_an_epoch_knows_where_it_is():

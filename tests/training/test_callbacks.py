@@ -141,16 +141,20 @@ class StopAt(L.Callback):
 
 
 class EndAt(L.Callback):
-    """A cluster's signal amid a step."""
+    """A cluster's signal amid a step, or in the validation after it."""
 
-    def __init__(self, step: int, signal: int = signal.SIGTERM):
-        self.step, self.signal = step, signal
+    def __init__(self, step: int, signal: int = signal.SIGTERM, validated: bool = False):
+        self.step, self.signal, self.validated = step, signal, validated
 
     def __str__(self) -> str:
-        return f"{signal.Signals(self.signal).name} at {self.step}"
+        return f"{signal.Signals(self.signal).name} {'in validation ' if self.validated else ''}at {self.step}"
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step == self.step:
+        if not self.validated and trainer.global_step == self.step:
+            os.kill(os.getpid(), self.signal)
+
+    def on_validation_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, index: int, *_: Any) -> None:
+        if self.validated and (trainer.global_step, index) == (self.step, 1):
             os.kill(os.getpid(), self.signal)
 
 
@@ -200,6 +204,7 @@ def read(
         ({"max_steps": 13, "stop": EndAt(5)}, {"max_steps": 13}),
         ({"max_steps": 13, "stop": EndAt(10)}, {"max_steps": 13}),
         ({"max_steps": 13, "stop": EndAt(4, signal.SIGINT)}, {"max_steps": 13}),
+        ({"max_steps": 13, "stop": EndAt(4, validated=True)}, {"max_steps": 13}),
     ],
     ids=lambda how: ",".join(map(str, how.values())),
 )

@@ -200,8 +200,8 @@ def test_killed_run_continues_bit_for_bit(method: Method, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("command", "ranks", "told"),
-    [("fit", 1, signal.SIGTERM), ("fit", 1, signal.SIGINT), ("fit", 2, signal.SIGTERM), ("generate", 1, signal.SIGTERM),
-     ("generate", 2, signal.SIGTERM)],
+    [("fit", 1, signal.SIGTERM), ("fit", 1, signal.SIGINT), ("fit", 2, signal.SIGTERM), ("generate", 1, signal.SIGINT),
+     ("generate", 1, signal.SIGTERM), ("generate", 2, signal.SIGTERM)],
     ids=str,
 )  # fmt: skip
 def test_a_signal_ends_what_runs_and_no_script_goes_on(
