@@ -16,7 +16,7 @@ demo: .venv/installed  ## install, distil the tiny SD3 pipeline with LADD, and s
 	$(BIN)/python benchmarks/demo.py --run $(RUNS)/demo
 
 test: .venv/installed lint  ## lint, types and tests
-	$(BIN)/python -m pytest -n 2 --dist worksteal tests
+	$(BIN)/python -m pytest -n 3 --dist worksteal tests
 
 lint: .venv/installed  ## ruff and mypy
 	$(BIN)/ruff check .
