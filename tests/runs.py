@@ -6,6 +6,7 @@ import csv
 import multiprocessing
 import os
 import pkgutil
+import signal
 import socket
 import subprocess
 import sys
@@ -97,6 +98,7 @@ class Forked:
 
 def _run(arguments: list[str], variables: dict[str, str], output: Path) -> None:
     os.environ.update(variables)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal, wherever the tests run
     with output.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

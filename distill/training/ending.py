@@ -37,7 +37,8 @@ class Told:
         self._trainer, self._here = trainer, 0
         if threading.current_thread() is not threading.main_thread():
             return  # Python lets no other one handle signals
-        signal.signal(signal.SIGINT, self._interrupted)
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as of a run that a script has put in the background
+            signal.signal(signal.SIGINT, self._interrupted)
         signal.signal(signal.SIGTERM, self._terminated)
         environment = trainer._accelerator_connector.cluster_environment
         if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:

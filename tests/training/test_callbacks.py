@@ -29,6 +29,7 @@ from distill.files import go_on_taking
 from distill.training import callbacks
 from distill.training.callbacks import Checkpoint, RunMonitor, UpdatesBar
 from distill.training.cli import SaveRecipe
+from distill.training.ending import END, Told
 from distill.training.module import DistillModule
 from distill.training.storage import unfinished
 from tests.runs import fit_arguments
@@ -163,6 +164,7 @@ def read(
 ) -> tuple[Reader, Checkpoint]:
     """Fits a reader to 20 numbers in batches of 4: five to an epoch."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal, wherever the tests run
     usual = {"save_last": True, "enable_version_counter": False}  # as the command line has it
     checkpoint = Checkpoint(str(folder), **(usual | (kept or {"every_n_train_steps": 500})))
     module = Reader()
@@ -223,6 +225,20 @@ def test_a_run_that_ended_goes_on_where_it_was(
     cut = {len(one.seen)} if isinstance(first.get("stop"), EndAt) else set()  # Lightning ends a validation, too, and
     found, expected = one.validated + other.validated, whole.validated  # does not begin it again
     assert [step for step in found if step not in stopped | cut] == [step for step in expected if step not in cut]
+
+
+def test_what_a_run_was_begun_without_ears_for_it_does_not_hear(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script that puts a run in the background shields it from the terminal's Ctrl-C."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        told = Told(L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False))
+        for number in before:
+            os.kill(os.getpid(), number)
+        assert told.anywhere() == END
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.filterwarnings("ignore")
