@@ -21,8 +21,8 @@ from scipy.stats import t as student_t
 from distill.cli import quiet
 from distill.collaboration.calibrate import CALIBRATION, search, seeded
 from distill.collaboration.calibration import Calibration
-from distill.collaboration.commands import open_pair
 from distill.collaboration.judges import ShapesScore
+from distill.collaboration.opening import open_pair
 from distill.comparison.compare import calibration_key, kept_calibration
 from distill.data import shapes
 from distill.evaluation.evaluate import fid_of_shapes

@@ -15,7 +15,7 @@ import torch
 
 from distill.cli import quiet
 from distill.collaboration.calibrate import seeded
-from distill.collaboration.commands import open_pair
+from distill.collaboration.opening import open_pair
 from distill.data import shapes
 
 JUDGE = "ViT-B-32"  # open_clip; the time of a forward pass does not depend on the weights

@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import shlex
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,11 @@ def stamped(values: Any, seeds: list[int], command: str) -> dict[str, Any]:
         command: that made them, as it is typed.
     """
     return {"command": command, "machine": machine(), "date": today(), "seeds": seeds, "values": values}
+
+
+def typed_command() -> str:
+    """The command line of this process, as it is typed."""
+    return shlex.join(["distill", *sys.argv[1:]])
 
 
 def today() -> str:

@@ -22,6 +22,7 @@ FLOORS = [
     {"evaluation", "inference", "export"},
     {"collaboration", "comparison"},
     {"training", "tiny"},
+    {"commands"},
     {"cli", "__main__"},
 ]
 HEAVY = {"diffusers", "transformers", "timm", "open_clip", "datasets", "torchvision"}

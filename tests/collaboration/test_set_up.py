@@ -17,8 +17,8 @@ from distill.collaboration import pipeline as pipelines
 from distill.collaboration.calibrate import calibrate, search, seeded
 from distill.collaboration.calibration import judge_identity, parts
 from distill.collaboration.calls import at_own_size, own_size
-from distill.collaboration.commands import open_pair
 from distill.collaboration.judges import NetworkJudge
+from distill.collaboration.opening import open_pair
 from distill.collaboration.pipeline import FILE, AdaptivePipeline
 from distill.comparison.compare import _adaptive
 from distill.comparison.rows import Adaptive, Comparison, Entry

@@ -16,9 +16,10 @@ from torchvision.io import decode_image
 from distill.collaboration import calibrate as calibrating
 from distill.collaboration import pipeline as pipelines
 from distill.collaboration.calibrate import MeanScore, calibrate, search, seeded
-from distill.collaboration.commands import collaborate, target_of
 from distill.collaboration.judges import NetworkJudge
+from distill.collaboration.opening import target_of
 from distill.collaboration.pipeline import KEPT, REGENERATED, AdaptivePipeline
+from distill.commands.collaborate import paint
 from distill.errors import ConfigError
 from distill.evaluation import evaluate
 from tests.collaboration.test_pipeline import PROMPTS, Pair, redness
@@ -150,7 +151,7 @@ def test_collaborating_writes_images_as_they_come(sd_folder: Path, held: list[in
     pair = Pair(sd_folder)
     how = HOW | {"threshold": pair.median()}
     held.clear()
-    collaborate(pair.pipe, PROMPTS * 2, tmp_path, how, seed=0, batch_size=4, compare=2, scale=1)
+    paint(pair.pipe, PROMPTS * 2, tmp_path, how, seed=0, batch_size=4, compare=2, scale=1)
     assert max(held) <= 3
     answer = seeded(pair.pipe, PROMPTS * 2, 0, batch_size=4, **how)
     for index, image in enumerate(answer.images):
@@ -166,13 +167,13 @@ def test_what_breaks_off_leaves_nothing_of_an_earlier_call(sd_folder: Path, tmp_
     """All of it, if it breaks before its first picture."""
     pair = Pair(sd_folder)
     how = HOW | {"threshold": 0.0}
-    collaborate(pair.pipe, PROMPTS[:3], tmp_path, how, seed=0, batch_size=4, compare=1, scale=1)
+    paint(pair.pipe, PROMPTS[:3], tmp_path, how, seed=0, batch_size=4, compare=1, scale=1)
 
     scores = [torch.ones(1)]
     pair.pipe.judge = NetworkJudge(lambda prompts, images: scores.pop(), "one score")
     for _ in range(2):  # the second call has none, and leaves what the first wrote
         with pytest.raises(IndexError):
-            collaborate(pair.pipe, PROMPTS[:2], tmp_path, how, seed=0, batch_size=1, compare=1, scale=1)
+            paint(pair.pipe, PROMPTS[:2], tmp_path, how, seed=0, batch_size=1, compare=1, scale=1)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.png", "prompts.txt"]
 
 

@@ -1,103 +1,88 @@
-"""What `distill calibrate` and `distill collaborate` do."""
+"""`distill collaborate`."""
 
 from __future__ import annotations
 
-import copy
 import csv
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from distill.collaboration.calibrate import MeanScore, Target, generators, seeded
-from distill.collaboration.calibration import Calibration
-from distill.collaboration.calls import at_own_size
-from distill.collaboration.judges import open_judge
+from distill.backbones import dtype_of
+from distill.collaboration.calibrate import generators, seeded
+from distill.collaboration.opening import open_pair
 from distill.collaboration.pipeline import KEPT, AdaptivePipeline, Decided
-from distill.data import shapes
-from distill.data.prompts import read_prompts
-from distill.files import written_whole
-from distill.inference import (
-    begun,
-    grid,
-    numbered,
-    open_painter,
-    open_student_painter,
-    pick_device,
-    remove_samples,
-    save_png,
-    save_prompts,
-)
-
-
-def open_pair(
-    student: str,
-    teacher: str,
-    judge: str,
-    calibration: str | None = None,
-    student_steps: int | None = None,
-    student_guidance: float | None = None,
-    teacher_guidance: float | None = None,
-    solver: str | None = None,
-    device: str = "auto",
-    dtype: torch.dtype = torch.float32,
-) -> AdaptivePipeline:
-    """A student and a teacher by name, called as their folders say; a teacher of another size than the student's paints
-    at its own.
-
-    Raises:
-        ConfigError: no such pipeline, judge or calibration, or one of another set-up.
-    """
-    if student.endswith(".ckpt"):
-        painter = open_student_painter(student, student_steps, student_guidance, None, device, dtype)
-    else:
-        painter = open_painter(student, student_steps, student_guidance, None, device, dtype)
-    other = open_painter(teacher, None, teacher_guidance, solver, device, dtype)
-    made = Calibration.load(calibration) if calibration else None
-    decides = open_judge(judge, pick_device(device))
-    call = at_own_size((painter.pipeline, painter.call), (other.pipeline, other.call))
-    pair = AdaptivePipeline(painter.pipeline, other.pipeline, decides, made, painter.call, call)
-    pair.set_progress_bar_config(desc="painting", unit="image")  # type: ignore[attr-defined]
-    return pair
-
-
-def prompts_of(file: str | None, count: int, seed: int) -> list[str]:
-    """The lines of a file, or captions of drawn images."""
-    return read_prompts(file) if file else shapes.captions(seed, range(count))
-
-
-class NearDrawn:
-    """How near images are to drawn ones: the negative `fid_shapes`."""
-
-    def __init__(self) -> None:
-        from distill.evaluation.evaluate import held_out
-
-        self.distance = copy.deepcopy(held_out(10000))
-
-    def update(self, prompts: list[str], images: Tensor) -> None:
-        """B prompts and their images."""
-        self.distance.update(images, real=False)
-
-    def value(self) -> float:
-        """The higher, the nearer."""
-        return -float(self.distance.compute())
-
-
-def target_of(name: str | None, device: str = "auto") -> Callable[[], Target] | None:
-    """What makes the target of a search: a judge's mean score, or the negative `fid_shapes`.
-
-    Raises:
-        ConfigError: an unknown judge.
-    """
-    if name is None:
-        return None
-    return NearDrawn if name == "fid_shapes" else partial(MeanScore, open_judge(name, pick_device(device)))
+from distill.data.prompts import given_prompts
+from distill.errors import at_least_one, check_seeds
+from distill.files import check_folder, written_whole
+from distill.inference import begun, check_samples, grid, numbered, remove_samples, save_png, save_prompts
 
 
 def collaborate(
+    student: str,
+    teacher: str,
+    output: str = "collaboration",
+    judge: str = "small-shapes",
+    calibration: str | None = None,
+    prompt: list[str] | str | None = None,
+    prompts: str | None = None,
+    budget: float | None = None,
+    threshold: float | None = None,
+    mode: str | None = None,
+    variance: float | None = None,
+    strength: float | None = None,
+    teacher_steps: int | None = None,
+    student_steps: int | None = None,
+    student_guidance: float | None = None,
+    teacher_guidance: float | None = None,
+    solver: str | None = "DPMSolverMultistepScheduler",
+    compare: int = 8,
+    scale: int = 1,
+    seed: int = 0,
+    batch_size: int = 16,
+    dtype: str = "float32",
+    device: str = "auto",
+) -> None:
+    """Paints prompts with a student and lets its teacher improve what a judge rejects.
+
+    Args:
+        student: exported folder, hub id, or a checkpoint of `distill fit`.
+        teacher: shipped pipeline, folder or hub id.
+        output: folder for 00000.png, ..., prompts.txt, decisions.csv and grid.png (rows: teacher, student, adaptive).
+        judge: as in `distill calibrate`.
+        calibration: the file `distill calibrate` wrote.
+        prompt: one, or several as '["a red ring", "a blue square"]'.
+        prompts: a text file with one prompt per line, or another set: see `distill.data.prompts`.
+        budget: average steps per image; or give a threshold.
+        threshold: images that score below it are improved.
+        mode: refine or regenerate.
+        variance: of the noise a refined latent gets, between 0 and 1; or give a strength.
+        strength: share of the teacher's schedule that refines.
+        teacher_steps: for each improved image.
+        student_steps, student_guidance, teacher_guidance, solver: as in `distill calibrate`.
+        compare: how many prompts the grid shows.
+        scale: enlargement of each pixel in the grid.
+        seed: image i starts from the noise of seed + i.
+        batch_size: images per call.
+        dtype: of the weights, float32, bfloat16 or float16; half the memory, and latents rounded between the steps.
+        device: auto, cpu, cuda, ...
+    """
+    at_least_one(student_steps=student_steps, batch_size=batch_size, compare=compare, scale=scale)
+    check_seeds(seed=seed)
+    check_folder(output)
+    lines = given_prompts(prompt, prompts)
+    check_samples(output, len(lines))
+    pair = open_pair(
+        student, teacher, judge, calibration, student_steps, student_guidance, teacher_guidance, solver, device,
+        dtype_of(dtype, half=True)
+    )  # fmt: skip
+    how = {"budget": budget, "threshold": threshold, "mode": mode, "variance": variance, "strength": strength,
+           "teacher_steps": teacher_steps}  # fmt: skip
+    print(paint(pair, lines, output, how, seed, batch_size, compare, scale))
+
+
+def paint(
     pair: AdaptivePipeline,
     prompts: list[str],
     output: str | Path,

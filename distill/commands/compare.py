@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from distill.comparison.measures import Drawn, Measure
 from distill.comparison.rows import NOTHING, Comparison, Entry, rows_of
 from distill.errors import ConfigError
 from distill.files import check_file, check_folder, read_json, save_json
-from distill.provenance import stamped
+from distill.provenance import stamped, typed_command
 
 
 def compare(
@@ -53,7 +52,7 @@ def compare(
     check_folder(output)
     check_file(file)
     before = comparing.kept_rows(file)
-    command, rows, table = shlex.join(["distill", *sys.argv[1:]]), [], []
+    command, rows, table = typed_command(), [], []
     comparison = None
     if entries:
         by = measures or [Drawn()]

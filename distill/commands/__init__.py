@@ -1,0 +1,1 @@
+"""What the commands do, one file each: a function whose parameters are the options and whose docstring is the help."""
