@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from distill import backbones
-from distill.backbones.base import ADAPTERS, CALL_FILE, Backbone
+from distill.backbones.base import ADAPTERS, CALL_FILE, Backbone, same_network
 from distill.diffusion.denoiser import Denoiser
 from distill.diffusion.lora import LoRA, portable
 from distill.errors import ConfigError
@@ -80,6 +81,7 @@ def load_student(checkpoint: str | Path, teacher: str | None = None, raw: bool =
         if teacher:
             raise
         raise ConfigError(f"the teacher of '{checkpoint}': {error}; export --teacher says where it is now") from error
+    _check_teacher(backbone, facts, checkpoint)
     denoiser = backbone.denoiser()
     if facts.get("lora"):
         denoiser.adapt(LoRA(**facts["lora"]), seed=0)
@@ -93,6 +95,26 @@ def load_student(checkpoint: str | Path, teacher: str | None = None, raw: bool =
     if denoiser.adapted and merged:
         denoiser.merge()
     return Student(backbone, denoiser.eval(), facts)
+
+
+def _check_teacher(backbone: Backbone, facts: dict[str, Any], checkpoint: str | Path) -> None:
+    """Refuses a pipeline in which the trained weights mean another thing, and tells of one with other weights, whose
+    autoencoder and text encoders may be others too. Of earlier checkpoints, and between a folder and a hub id, nothing
+    can be told.
+    """
+    now = backbone.process().fingerprint
+    if facts.get("process", now) != now:
+        raise ConfigError(
+            f"the network of '{checkpoint}' was trained as {facts['process']}, and the scheduler of '{backbone.path}' "
+            f"says {now}; export --teacher says where the pipeline is that it was trained with"
+        )
+    before, here = facts.get("fingerprint") or "", backbone.fingerprint
+    if not ("@" in before and "@" in here) or same_network(before, here):
+        return
+    said = f"'{checkpoint}' was trained from {before}, and '{backbone.path}' is {here}"
+    if facts.get("lora"):
+        raise ConfigError(f"{said}; its adapters belong to the first, and export --teacher says where that is")
+    warnings.warn(f"{said}: of that pipeline are the student's autoencoder and text encoders now", stacklevel=3)
 
 
 def export(
@@ -152,17 +174,25 @@ def _measured(metrics: Path) -> Any:
 def _check_output(output: Path, checkpoint: Path) -> None:
     """Refuses to replace anything but an earlier export."""
     inside = output.resolve() in checkpoint.resolve().parents
-    if inside or (output.exists() and not _exported(output) and any(output.iterdir())):
+    others = _not_exported(output) if output.exists() else []
+    if inside or others:
+        some = f", such as {others[0]}," if others else ""
         raise ConfigError(
-            f"'{output}' holds something that no export wrote and that would be lost; give a new folder, or one that "
-            "an earlier export wrote"
+            f"'{output}' holds something{some} that no export wrote and that would be lost; give a new folder, or one "
+            "that an earlier export wrote"
         )
 
 
-def _exported(folder: Path) -> bool:
-    """Whether a folder is a pipeline or adapters, with the file that says how it is called, which only exports have."""
-    made = any((folder / name).is_file() for name in ("model_index.json", ADAPTERS))
-    return made and (folder / CALL_FILE).is_file()
+def _not_exported(folder: Path) -> list[str]:
+    """The names in a folder that no export wrote: all of them unless it is a pipeline, or adapters, with the file that
+    says how it is called, which only exports have.
+    """
+    names, index = {path.name for path in folder.iterdir()}, folder / "model_index.json"
+    made: set[str] = set()
+    if CALL_FILE in names and (index.is_file() or ADAPTERS in names):
+        components = read_json(index) if index.is_file() else {}
+        made = {"README.md", CALL_FILE, ADAPTERS, index.name, "scheduler", *components}
+    return sorted(names - made)
 
 
 def model_card(student: Student, pipeline: Any, metrics: Any = None, half: bool = False) -> str:
@@ -172,7 +202,8 @@ def model_card(student: Student, pipeline: Any, metrics: Any = None, half: bool 
     facts, calls = student.facts, student.calls
     kind, scheduler = type(pipeline).__name__, type(pipeline.scheduler).__name__
     adapted = student.denoiser.adapted
-    loaded = "".join(f", {name}=None" for name in student.backbone.absent)
+    untold = [name for name in student.backbone.absent if name not in pipeline._optional_components]
+    loaded = "".join(f", {name}=None" for name in untold)
     if half:  # without it diffusers reads float32, and transformers what the files hold
         loaded += ", torch_dtype=torch.float16"
     teacher, local = student.backbone.path, Path(student.backbone.path).exists()

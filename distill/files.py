@@ -24,7 +24,7 @@ USUAL = 0o666 & ~_umask  # the permissions of new files
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
     """Yields a temporary neighbour of `path` to write a file or folder to; it takes the place of `path` at the end."""
-    path = Path(path)
+    path = Path(path).resolve() if Path(path).is_symlink() else Path(path)  # a link leads to another disk, perhaps
     path.parent.mkdir(parents=True, exist_ok=True)
     own = f".{path.name}.{uuid.uuid4().hex[:12]}"  # process ids may be equal on two nodes
     part = path.with_name(own + ".part")

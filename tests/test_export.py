@@ -22,7 +22,7 @@ from distill.cli import main
 from distill.errors import ConfigError
 from distill.export import export, load_student, model_card, read_checkpoint
 from distill.files import read_json, save_json
-from tests.pipelines import random_sd
+from tests.pipelines import random_sd, random_sd3
 from tests.runs import checkpoint, fit_arguments, logged, mistake
 
 STOCK = """
@@ -367,6 +367,29 @@ def test_only_pipelines_are_replaced(run: Path, tmp_path: Path) -> None:
             export(last, output)
     assert last.is_file() and (tmp_path / "thesis" / "chapter.txt").is_file()
     export(last, run / "student")  # an earlier export may be
+
+
+def test_what_lies_beside_an_export_is_not_lost(run: Path, tmp_path: Path) -> None:
+    last, student = run / "checkpoints" / "last.ckpt", tmp_path / "student"
+    export(last, student)
+    (student / ".git").mkdir()
+    with pytest.raises(ConfigError, match="holds something, such as .git, that no export wrote"):
+        export(last, student)
+    assert (student / ".git").is_dir()
+
+
+def test_a_teacher_whose_scheduler_says_another_thing_is_refused(sd_folder: Path, v_teacher: Path, v_run: Path) -> None:
+    """The same weights would answer another question."""
+    with pytest.raises(ConfigError, match="was trained as v_prediction on .* says epsilon on a schedule of 1000 steps"):
+        load_student(v_run / "checkpoints" / "last.ckpt", str(sd_folder))
+
+
+def test_another_teacher_of_the_same_kind_is_told_of(run: Path, tmp_path: Path) -> None:
+    random_sd3(tmp_path / "sd3", seed=5)
+    with pytest.warns(
+        UserWarning, match="was trained from sd3@.* is sd3@.*: of that pipeline are the student's"
+    ):
+        load_student(run / "checkpoints" / "last.ckpt", str(tmp_path / "sd3"))
 
 
 def test_a_teacher_is_never_replaced(run: Path, tmp_path: Path) -> None:

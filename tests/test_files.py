@@ -54,6 +54,17 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["student"]
 
 
+def test_a_link_goes_on_leading_to_what_is_written(tmp_path: Path) -> None:
+    """Results on a scratch disk, say."""
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "student").symlink_to(tmp_path / "scratch")
+    with written_whole(tmp_path / "student") as part:
+        part.mkdir()
+        (part / "weights").write_text("new")
+    assert (tmp_path / "student").is_symlink() and (tmp_path / "scratch" / "weights").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scratch", "student"]
+
+
 def test_a_writer_that_wrote_nothing_costs_nothing(tmp_path):
     folder, file = tmp_path / "student", tmp_path / "file.txt"
     _write_folder(folder, weights="old")

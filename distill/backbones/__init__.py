@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from distill.backbones.base import ADAPTERS, Backbone, Schedule
+from distill.diffusion.sampling import on_same_noise
 from distill.errors import ConfigError
 from distill.files import ASSETS
 
@@ -88,12 +89,7 @@ def solver(name: str, scheduler: Any) -> Any:
 
 def _follows(made: Any, own: Any) -> bool:
     """Whether a scheduler goes down the noise levels of another, variance-preserving one, as a sampler is called."""
-    here, there = (getattr(scheduler, "alphas_cumprod", None) for scheduler in (made, own))
-    if here is None or there is None:
-        alike = here is there
-    else:
-        alike = torch.allclose(here.double(), there.double(), atol=1e-6)
-    if not alike or not hasattr(made, "step"):
+    if not on_same_noise(made, own) or not hasattr(made, "step"):
         return False
     _, _, _, *more = inspect.signature(made.step).parameters.values()  # after the answer, the timestep and the sample
     made.set_timesteps(4)
@@ -118,16 +114,18 @@ def _pipeline_class(path: str) -> str:
             f"'{path}' is a checkpoint and no pipeline; `distill export` makes one of it, sample and evaluate take it "
             "as --checkpoint"
         )
-    if (Path(path) / ADAPTERS).is_file():
+    is_pipeline = (Path(path) / "model_index.json").is_file()
+    if (Path(path) / ADAPTERS).is_file() and not is_pipeline:
         raise ConfigError(
             f"'{path}' holds adapters and no pipeline; export their checkpoint without --lora for one they are merged "
             "into"
         )
-    if Path(path).exists() and not (Path(path) / "model_index.json").is_file():
+    if Path(path).exists() and not is_pipeline:
         raise ConfigError(f"'{path}' is no diffusers pipeline: it has no model_index.json; {where}")
     try:
-        return DiffusionPipeline.load_config(path)["_class_name"]
+        name = DiffusionPipeline.load_config(path)["_class_name"]
     except OSError as error:
         reason = str(error).splitlines()[0]
         here = "" if Path(path).exists() else f"there is no folder '{path}' here, and "
         raise ConfigError(f"{here}the pipeline '{path}' cannot be read ({reason}); {where}") from error
+    return name if isinstance(name, str) else name[-1]  # a pipeline's own code comes as its file and its class

@@ -19,17 +19,23 @@ from distill.diffusion.process import Process
 from distill.errors import ConfigError
 from distill.files import pieces, read_json, save_json, written_whole
 
+OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder", "text_encoder_3", "tokenizer_3")
+WEIGHTS = ("*.safetensors", "*.bin")
 Schedule = dict[str, Any]  # changes to a noise schedule, by the names of diffusers' schedulers
 ADAPTERS = "pytorch_lora_weights.safetensors"  # as diffusers calls the file
 CALL_FILE = "distill.json"  # the arguments a pipeline of ours is meant to be called with; diffusers passes over it
 
 
 def absent_components(path: str | Path) -> dict[str, None]:
-    """Components that a pipeline was saved without; diffusers wants to be told at every load."""
+    """Components that a pipeline was saved without, or whose folders its own lacks, as partial downloads do where they
+    can be done without; diffusers wants to be told at every load.
+    """
     from diffusers import DiffusionPipeline
 
-    index = DiffusionPipeline.load_config(path)
-    return {name: None for name, entry in index.items() if isinstance(entry, list | tuple) and entry[0] is None}
+    index, local = DiffusionPipeline.load_config(path), Path(path).is_dir()
+    entries = {name: entry for name, entry in index.items() if isinstance(entry, list | tuple)}
+    lost = [name for name in OPTIONAL if local and not (Path(path) / name).is_dir()]
+    return {name: None for name, entry in entries.items() if entry[0] is None or name in lost}
 
 
 class Autoencoder(nn.Module):
@@ -37,11 +43,19 @@ class Autoencoder(nn.Module):
 
     Args:
         network: the diffusers autoencoder.
+
+    Raises:
+        ConfigError: one whose latents are scaled channel by channel.
     """
 
     def __init__(self, network: Any):
         super().__init__()
         self.network = network
+        if network.config.get("latents_mean") or network.config.get("latents_std"):
+            raise ConfigError(
+                "the pipeline's autoencoder has a mean and a deviation for each latent channel (latents_mean, "
+                "latents_std), which is not supported; give a pipeline whose autoencoder has one scaling_factor"
+            )
         self.scale = network.config.scaling_factor
         self.shift = network.config.get("shift_factor") or 0.0
 
@@ -165,7 +179,15 @@ class Backbone:
         """The pipeline's autoencoder."""
         from diffusers import AutoencoderKL
 
-        return Autoencoder(AutoencoderKL.from_pretrained(self.near, subfolder="vae", torch_dtype=self.dtype))
+        network = AutoencoderKL.from_pretrained(
+            self.near, subfolder="vae", torch_dtype=self.dtype, variant=self.variant("vae")
+        )
+        return Autoencoder(network)
+
+    def variant(self, component: str) -> str | None:
+        """`fp16` where a folder has a component's weights in that variant alone, as half-size downloads do."""
+        names = [file.name for kind in WEIGHTS for file in (Path(self.near) / component).glob(kind)]
+        return "fp16" if names and all(".fp16." in name for name in names) else None
 
     @property
     def absent(self) -> dict[str, None]:
@@ -177,7 +199,9 @@ class Backbone:
         from diffusers import DiffusionPipeline
 
         place = self.folder if self.unchecked.keys() <= components.keys() else self.path
-        return DiffusionPipeline.from_pretrained(place, torch_dtype=self.dtype, **{**self.absent, **components})
+        return DiffusionPipeline.from_pretrained(
+            place, torch_dtype=self.dtype, variant=self.variant(self.denoiser_name), **{**self.absent, **components}
+        )
 
     @property
     def without_others(self) -> dict[str, None]:
@@ -269,11 +293,16 @@ class Backbone:
             ConfigError: one of these.
         """
         sides = [side for side in (height, width) if side is not None]
-        if any(side < 1 or side % self.factor for side in sides):
+        if any(side < 1 or side % self.multiple for side in sides):
             raise ConfigError(
-                f"'{self.path}' takes pictures whose height and width are positive multiples of {self.factor} pixels; "
-                f"got {' x '.join(map(str, sides))}"
+                f"'{self.path}' takes pictures whose height and width are positive multiples of {self.multiple} "
+                f"pixels; got {' x '.join(map(str, sides))}"
             )
+
+    @property
+    def multiple(self) -> int:
+        """Of which the sides of pictures are multiples, in pixels."""
+        return self.factor
 
     @cached_property
     def factor(self) -> int:

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
 
-from distill.backbones.base import Backbone, TextEncoder
+from distill.backbones.base import Backbone, TextEncoder, absent_components
 from distill.batch import Cond
 from distill.diffusion.denoiser import Denoiser
 from distill.diffusion.process import VariancePreserving
+from distill.diffusion.sampling import on_same_noise
+from distill.errors import ConfigError
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+SAFETY = ("safety_checker", "feature_extractor", "image_encoder")
+NOISE = (  # settings of diffusers' schedulers that make the noise schedule
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "prediction_type",
+    "rescale_betas_zero_snr",
+)
 
 
 class SDDenoiser(Denoiser):
@@ -68,15 +84,32 @@ class SDBackbone(Backbone):
     unchecked = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
     def denoiser(self) -> SDDenoiser:
+        return SDDenoiser(self.unet(), self.process())
+
+    def unet(self) -> Any:
+        """The pipeline's network, as diffusers has it.
+
+        Raises:
+            ConfigError: one that was distilled already and is told its guidance.
+        """
         from diffusers import UNet2DConditionModel
 
-        network = UNet2DConditionModel.from_pretrained(self.folder, subfolder="unet", torch_dtype=self.dtype)
-        return SDDenoiser(network, self.process())
+        folder = self.folder  # of a hub id: fetched, and asked from here on
+        if self.config().get("time_cond_proj_dim"):
+            raise ConfigError(
+                f"the network of '{self.path}' takes the guidance as an input (time_cond_proj_dim), as distilled ones "
+                "do; give the pipeline that it was distilled from"
+            )
+        return UNet2DConditionModel.from_pretrained(
+            folder, subfolder="unet", torch_dtype=self.dtype, variant=self.variant("unet")
+        )
 
     def text_encoder(self) -> SDTextEncoder:
         from transformers import CLIPTextModel, CLIPTokenizer
 
-        encoder = CLIPTextModel.from_pretrained(self.folder, subfolder="text_encoder", dtype=self.dtype)
+        encoder = CLIPTextModel.from_pretrained(
+            self.folder, subfolder="text_encoder", dtype=self.dtype, variant=self.variant("text_encoder")
+        )
         return SDTextEncoder(CLIPTokenizer.from_pretrained(self.folder, subfolder="tokenizer"), encoder)
 
     @property
@@ -89,6 +122,13 @@ class SDBackbone(Backbone):
         scheduler = self._ddim()
         return VariancePreserving(scheduler.alphas_cumprod, scheduler.config.prediction_type)
 
+    @property
+    def absent(self) -> dict[str, None]:
+        """What checks and describes pictures, where a folder lacks it."""
+        if not Path(self.near).is_dir():
+            return {}
+        return {name: None for name in absent_components(self.near) if name in SAFETY}
+
     def pipeline(self, **components: Any) -> Any:
         if self.schedule and "scheduler" not in components:  # the folder's own sampler would follow the old schedule
             components["scheduler"] = self._ddim()
@@ -97,7 +137,9 @@ class SDBackbone(Backbone):
     def student_scheduler(self) -> Any:
         from diffusers import LCMScheduler
 
-        return LCMScheduler.from_config(self._ddim().config, timestep_spacing="trailing")
+        config = self._ddim().config
+        noise = {name: config[name] for name in NOISE}  # what a config leaves to a class is not taken over by another
+        return LCMScheduler.from_config(config, timestep_spacing="trailing", **noise)
 
     def _levels_call(self, levels: list[float]) -> dict[str, Any]:
         return {"timesteps": self.process().timestep(torch.tensor(levels)).tolist()}
@@ -106,15 +148,34 @@ class SDBackbone(Backbone):
         return {"prompt_embeds": cond["text"]}
 
     def _ddim(self) -> Any:
+        """DDIM on the folder's noise schedule with the changes of `schedule`.
+
+        Raises:
+            ConfigError: a folder whose scheduler follows no such noise schedule.
+        """
         from diffusers import DDIMScheduler
 
+        own = self.scheduler()
+        noise = {name: own.config[name] for name in NOISE if name in own.config}
         # These are latents; where a folder's scheduler is another, DDIM's own value is True.
+        made = DDIMScheduler.from_pretrained(self.near, subfolder="scheduler", clip_sample=False, **noise)
+        if made.config.prediction_type not in PREDICTIONS or not on_same_noise(own, made):
+            raise ConfigError(
+                f"the scheduler of '{self.path}', {type(own).__name__}, follows no discrete variance-preserving noise "
+                f"schedule with a prediction_type of {', '.join(PREDICTIONS)}, the one kind on which such a pipeline "
+                "can be distilled"
+            )
+        if not self.schedule:
+            return made
         settings: dict[str, Any] = {"clip_sample": False}
         if self.schedule.get("rescale_betas_zero_snr"):
             settings["timestep_spacing"] = "trailing"  # beginning at pure noise (arXiv 2305.08891, section 3.3)
-        return DDIMScheduler.from_pretrained(self.near, subfolder="scheduler", **settings | self.schedule)
+        return DDIMScheduler.from_pretrained(self.near, subfolder="scheduler", **noise | settings | self.schedule)
 
     def config(self) -> dict[str, Any]:
+        """The denoiser's configuration; of a network of old, with the size that diffusers gives it."""
         from diffusers import UNet2DConditionModel
 
-        return UNet2DConditionModel.load_config(self.near, subfolder="unet")
+        config = UNet2DConditionModel.load_config(self.near, subfolder="unet")
+        old = Version(config.get("_diffusers_version", "1")) < Version("0.9.0.dev0")
+        return {**config, "sample_size": 64} if old and config["sample_size"] < 64 else config

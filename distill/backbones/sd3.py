@@ -83,7 +83,9 @@ class SD3Backbone(Backbone):
     def denoiser(self) -> SD3Denoiser:
         from diffusers import SD3Transformer2DModel
 
-        network = SD3Transformer2DModel.from_pretrained(self.folder, subfolder="transformer", torch_dtype=self.dtype)
+        network = SD3Transformer2DModel.from_pretrained(
+            self.folder, subfolder="transformer", torch_dtype=self.dtype, variant=self.variant("transformer")
+        )
         return SD3Denoiser(network, self.process())
 
     def text_encoder(self) -> SD3TextEncoder:
@@ -96,8 +98,13 @@ class SD3Backbone(Backbone):
 
     @property
     def absent(self) -> dict[str, None]:
-        """T5 where the pipeline was saved without it."""
+        """T5 where the pipeline has none."""
         return {name: None for name in absent_components(self.near) if name in ("text_encoder_3", "tokenizer_3")}
+
+    @property
+    def multiple(self) -> int:
+        """Pictures are whole patches of latents."""
+        return self.factor * self.config()["patch_size"]
 
     @property
     def pooled(self) -> int:

@@ -70,10 +70,7 @@ class SDXLBackbone(SDBackbone):
     unchecked = {}
 
     def denoiser(self) -> SDXLDenoiser:
-        from diffusers import UNet2DConditionModel
-
-        network = UNet2DConditionModel.from_pretrained(self.folder, subfolder="unet", torch_dtype=self.dtype)
-        return SDXLDenoiser(network, self.process(), self.factor)
+        return SDXLDenoiser(self.unet(), self.process(), self.factor)
 
     def text_encoder(self) -> SDXLTextEncoder:  # type: ignore[override]
         return SDXLTextEncoder(self.pipeline(vae=None, unet=None))

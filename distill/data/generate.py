@@ -124,12 +124,15 @@ class Maker:
 
         Args:
             advance: told the number of samples after each call of the network.
+
+        Raises:
+            FloatingPointError: samples that are not finite, or too large for float16.
         """
         rows: list[dict[str, Tensor]] = []
         captions: list[str] = []
         for indices in batches(self.samples(shard), self.batch_size):
             tensors, prompts = self.make(indices, device)
-            rows.append({name: tensor.half().cpu() for name, tensor in tensors.items()})
+            rows.append({name: _storable(tensor, name, indices) for name, tensor in tensors.items()})
             captions += prompts
             advance(len(indices))
         columns = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
@@ -234,6 +237,19 @@ class Maker:
             warnings.warn(f"{path} is damaged and is made again", stacklevel=2)
             return False
         return True
+
+
+def _storable(tensor: Tensor, name: str, indices: list[int]) -> Tensor:
+    """In float16, as shards are; what would be stored as no number makes whole trainings skip their updates."""
+    stored = tensor.half().cpu()
+    finite = stored.flatten(1).isfinite().all(1)
+    if not finite.all():
+        lost = [index for index, good in zip(indices, finite.tolist(), strict=True) if not good]
+        raise FloatingPointError(
+            f"{len(lost)} of {len(indices)} samples have a {name} that is not finite in float16, the first is number "
+            f"{lost[0]}; nothing of their shard was written: look at the teacher's weights, or give another --dtype"
+        )
+    return stored
 
 
 class TeacherLatents(Maker):
@@ -482,6 +498,10 @@ class _Shards(Dataset[int | Exception]):
         shard = self.todo[index]
         try:
             self.maker.write(shard, torch.device("cpu"))
-        except (ConfigError, OSError) as error:  # the loader would put its traceback into the sentence
+        except (
+            ConfigError,
+            FloatingPointError,
+            OSError,
+        ) as error:  # whose traceback the loader would add
             return error
         return len(self.maker.samples(shard))

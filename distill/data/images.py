@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import math
 import shlex
 import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -23,6 +25,7 @@ from distill.errors import ConfigError, at_least_one, check_seeds, none_or_more
 
 CAPTIONS = ("caption", "text", "txt", "prompt")  # columns that hold captions, unless one is named
 FILES = {".parquet": "parquet", ".tar": "webdataset"}
+WHITE_OF_16_BITS = 65535
 IN_A_ROW = 100  # images that cannot be read before it is not them
 STORAGE = {errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN}  # errors that are of no single image
 
@@ -58,6 +61,7 @@ class ImagesDataset:
 
         rows = _read(source, split)
         images = [name for name, kind in rows.features.items() if isinstance(kind, Image)]
+        images = images or [name for name, kind in rows.features.items() if _holds_bytes(kind)]
         captions = [name for name in ((caption,) if caption else CAPTIONS) if name in rows.features]
         if not images or not captions or not len(rows):
             raise ConfigError(
@@ -84,7 +88,7 @@ class ImagesDataset:
         return len(self.rows)
 
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
-        """`{"pixels": [B, 3, H, W] in [-1, 1], "prompts": B captions, "unread": names of images that were skipped}`."""
+        """`{"pixels": [B, 3, H, W] in [-1, 1], "prompts": B captions, "unread": images that were skipped, and why}`."""
         unread: list[str] = []
         found = [self._readable(index, unread) for index in indices]
         pixels = torch.stack([picture for picture, _ in found])
@@ -95,6 +99,17 @@ class ImagesDataset:
         said = hashlib.sha256()
         for part in self.rows.select_columns([self.caption]).select(range(count)).iter(batch_size=1000):
             said.update(repr(part[self.caption]).encode())
+        return said.hexdigest()[:12]
+
+    def sizes_digest(self, count: int) -> str:
+        """A digest of the lengths of the first `count` pictures' files, in their order; of those that lie in archives
+        and tables, nothing.
+        """
+        said = hashlib.sha256()
+        for part in self.rows.select_columns([self.image]).select(range(count)).iter(batch_size=1000):
+            for image in part[self.image]:
+                file = Path((image or {}).get("path") or "")
+                said.update(f"{file.stat().st_size if file.is_file() else None},".encode())
         return said.hexdigest()[:12]
 
     def _readable(self, index: int, unread: list[str]) -> tuple[Tensor, str]:
@@ -111,7 +126,7 @@ class ImagesDataset:
                         "again, a training with --ckpt_path last"
                     ) from error
                 last = error
-                unread.append(name)
+                unread.append(f"{name} ({' '.join(str(error).split()) or type(error).__name__})")
         some = f"the {len(self)} images" if len(self) <= IN_A_ROW else f"{IN_A_ROW} images in a row"
         raise ConfigError(f"none of {some} of '{self.source}' can be read with a caption; the last: {last}") from last
 
@@ -132,6 +147,7 @@ class EncodedImages(Maker):
             "source": images.source,
             "split": images.split,
             "captions": images.captions_digest(len(images)),
+            "pictures": images.sizes_digest(len(images)),
             "count": len(images),
             "height": images.height,
             "width": images.width,
@@ -142,7 +158,12 @@ class EncodedImages(Maker):
         self.unread: set[str] = set()
 
     def asked(self, count: int) -> dict[str, Any]:
-        return self.settings | {"captions": self.images.captions_digest(count)}
+        of_first = {"captions": self.images.captions_digest(count), "pictures": self.images.sizes_digest(count)}
+        return self.settings | of_first
+
+    def _alike(self, name: str, old: Any, asked: Any) -> bool:
+        """Folders of earlier versions do not tell their pictures."""
+        return (name == "pictures" and old is None) or super()._alike(name, old, asked)
 
     def make(self, indices: list[int], device: torch.device) -> Made:
         batch = self.images.__getitems__(indices)
@@ -254,10 +275,15 @@ def told(count: int, names: list[str]) -> str:
 
 
 def resize_and_crop(picture: Tensor, height: int, width: int) -> Tensor:
-    """A picture `[3, H, W]` in [0, 1], resized until it covers the size and cropped to its centre."""
+    """A picture `[3, H, W]` in [0, 1], resized until it covers the size and cropped to its centre.
+
+    Of a thin one most is cut off before: a line of a pixel resized as a whole would take gigabytes.
+    """
     from torchvision.transforms.v2 import functional as F
 
     factor = max(height / picture.shape[1], width / picture.shape[2])
+    needed = [2 * math.ceil(side / factor) for side in (height, width)]  # twice, so that few pictures are cut
+    picture = F.center_crop(picture, [min(pair) for pair in zip(needed, picture.shape[1:], strict=True)])
     sides = [max(side, round(old * factor)) for side, old in zip((height, width), picture.shape[1:], strict=True)]
     return F.center_crop(F.resize(picture, sides, antialias=True), [height, width]).clamp(0, 1)
 
@@ -286,6 +312,15 @@ def _holds_text(kind: Any) -> bool:
     return isinstance(kind, Value) and kind.dtype in ("string", "large_string")
 
 
+def _holds_bytes(kind: Any) -> bool:
+    """Whether a column is one of pictures' files, as tables that `datasets` did not write have them."""
+    from datasets import Value
+
+    if isinstance(kind, dict):
+        return set(kind) == {"bytes", "path"}
+    return isinstance(kind, Value) and kind.dtype in ("binary", "large_binary")
+
+
 def _one(caption: Any) -> str:
     """The caption of a row, or the first of several."""
     first = caption[0] if isinstance(caption, list) else caption
@@ -294,10 +329,28 @@ def _one(caption: Any) -> str:
     return first
 
 
-def _decode(image: dict[str, Any]) -> Tensor:
-    """The picture as it is meant to be seen, `[3, H, W]` in [0, 1]: cameras store a turned one and say so beside it."""
+def decode(picture: io.BytesIO | str | Path) -> Tensor:
+    """The picture of a file as it is meant to be seen, `[3, H, W]` in [0, 1]: turned as the camera says beside it, on
+    white where it is transparent, and of 16 bits as of 8.
+
+    Raises:
+        Exception: one of the many kinds that decoders have; a picture of numbers without a known range.
+    """
     from PIL import Image, ImageOps
     from torchvision.transforms.v2 import functional as F
 
-    with Image.open(io.BytesIO(image["bytes"]) if image["bytes"] else image["path"]) as opened:
-        return F.pil_to_tensor(ImageOps.exif_transpose(opened).convert("RGB")).float() / 255
+    with Image.open(picture) as opened:
+        turned = ImageOps.exif_transpose(opened)
+    if turned.mode.startswith(("I", "F")):
+        values = torch.from_numpy(np.asarray(turned, dtype=np.float32))
+        if turned.mode == "F" or values.min() < 0 or values.max() > WHITE_OF_16_BITS:
+            raise ValueError(f"a picture in mode {turned.mode} does not say which number is white")
+        return (values / WHITE_OF_16_BITS).expand(3, -1, -1)
+    if turned.has_transparency_data:
+        turned = turned.convert("RGBA")
+        turned = Image.alpha_composite(Image.new("RGBA", turned.size, "white"), turned)
+    return F.pil_to_tensor(turned.convert("RGB")).float() / 255
+
+
+def _decode(image: dict[str, Any]) -> Tensor:
+    return decode(io.BytesIO(image["bytes"]) if image["bytes"] else image["path"])

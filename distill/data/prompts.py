@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,9 @@ def read_prompts(source: str | Path) -> list[str]:
 
     Args:
         source: a text file with one prompt per line; a `.json` of COCO's captions (the first caption of each image, by
-            image id); a `.csv` or `.tsv` with a column named prompt, caption or text, as PartiPrompts and DrawBench are
-            handed out; `ladd-128`; or `hub:NAME` for the `train` split of a data set that `datasets.load_dataset`
-            finds, on the hub or in a folder, such as `hub:nateraw/parti-prompts`.
+            image id); a `.csv`, `.tsv` or `.jsonl` with a column named prompt, caption or text, as PartiPrompts and
+            DrawBench are handed out; `ladd-128`; or `hub:NAME` for the `train` split of a data set that
+            `datasets.load_dataset` finds, on the hub or in a folder, such as `hub:nateraw/parti-prompts`.
 
     Raises:
         ConfigError: no such set, or one without prompts.
@@ -87,8 +88,20 @@ def _coco(path: Path) -> list[str]:
 def _table(path: Path) -> list[str]:
     with path.open(newline="", encoding=ENCODING) as file:
         rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        column = _column(list(rows.fieldnames or []), str(path))
-        return [row[column] for row in rows]
+        try:
+            column = _column(list(rows.fieldnames or []), str(path))
+            return [row[column] for row in rows]
+        except csv.Error as error:
+            raise ConfigError(f"'{path}' cannot be read as a table ({error}); put that right or give text") from error
+
+
+def _json_lines(path: Path) -> list[str]:
+    try:
+        rows = [json.loads(line) for line in _lines(path) if line.strip()]
+        column = _column(list(rows[0]) if rows else [], str(path))
+        return [str(row[column]) for row in rows]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"'{path}' is to hold an object with a prompt on each line ({error})") from error
 
 
 def _hub(name: str) -> list[str]:
@@ -112,4 +125,6 @@ def _column(names: list[str], where: str) -> str:
     raise ConfigError(f"'{where}' has the columns {', '.join(names) or 'none'}; one must be named {', '.join(COLUMNS)}")
 
 
-READERS: dict[str, Callable[[Path], list[str]]] = {".json": _coco, ".csv": _table, ".tsv": _table}
+READERS: dict[str, Callable[[Path], list[str]]] = {
+    ".json": _coco, ".jsonl": _json_lines, ".csv": _table, ".tsv": _table
+}  # fmt: skip

@@ -37,6 +37,11 @@ class Process:
         """Share of data and of noise at `t`, each `[B]`."""
         raise NotImplementedError
 
+    @property
+    def fingerprint(self) -> str:
+        """Alike for processes in which one network means the same."""
+        raise NotImplementedError
+
     def timestep(self, t: Tensor) -> Tensor:
         """`t` as the network was trained to see it, `[B]`."""
         raise NotImplementedError
@@ -91,6 +96,10 @@ class RectifiedFlow(Process):
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return 1 - t, t
 
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.prediction} on a rectified flow of {self.timesteps} steps"
+
     def timestep(self, t: Tensor) -> Tensor:
         return t * self.timesteps
 
@@ -121,6 +130,11 @@ class VariancePreserving(Process):
         self.table = self.table.to(t.device)
         kept = self.table[self._index(t)]
         return kept.sqrt(), (1 - kept).sqrt()
+
+    @property
+    def fingerprint(self) -> str:
+        kept = ", ".join(f"{float(share):.4g}" for share in self.table[1:][:: max(len(self.table) // 4, 1)])
+        return f"{self.prediction} on a schedule of {len(self.table) - 1} steps (shares of data {kept}, ...)"
 
     def timestep(self, t: Tensor) -> Tensor:
         return (self._index(t) - 1).clamp(min=0)

@@ -46,3 +46,11 @@ def draws_noise(scheduler: Any) -> bool:
                 scheduler.step(nothing, timestep, nothing)
         after = torch.get_rng_state(), generator.get_state()
     return any(not torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+def on_same_noise(one: Any, other: Any) -> bool:
+    """Whether two diffusers schedulers share one discrete, variance-preserving noise schedule."""
+    here, there = (getattr(scheduler, "alphas_cumprod", None) for scheduler in (one, other))
+    if here is None or there is None or here.shape != there.shape:
+        return False
+    return torch.allclose(here.double(), there.double(), atol=1e-6)

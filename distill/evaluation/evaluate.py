@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from distill.data import shapes
-from distill.data.images import resize_and_crop
+from distill.data.images import decode, resize_and_crop
 from distill.data.loading import batches
 from distill.data.shapes_data import HELD_OUT, ShapesDataset
 from distill.errors import ConfigError
@@ -98,17 +98,15 @@ def evaluate_on_images(
     fid = inception_fid(inception).to(device)
     score = ClipScore(*clip).to(device) if clip else None
     asked = [prompts[index % len(prompts)] for index in range(samples)]
-    size: tuple[int, int] | None = None
+    count = 0
     for part, images in _tracked(painter.finite(asked, seed, batch_size), samples, batch_size):
-        size = (images.shape[-2], images.shape[-1])
+        if not count:  # with the first batch their size is known; one that cannot be read is told before the others
+            for image in reference_images(reference, (images.shape[-2], images.shape[-1])):
+                fid.update(as_written(image[None].to(device)), real=True)
+                count += 1
         fid.update(as_written(images.to(device)), real=False)
         if score is not None:
             score.update(images.to(device), [asked[index] for index in part])
-    assert size is not None
-    count = 0
-    for image in reference_images(reference, size):
-        fid.update(as_written(image[None].to(device)), real=True)
-        count += 1
     values = {"fid_inception": fid.compute().item()} | ({"clip_score": score.compute().item()} if score else {})
     return {**values, "samples": samples, "seed": seed, "reference": f"{count} images of {reference}"}
 
@@ -119,14 +117,14 @@ def reference_images(folder: str | Path, size: tuple[int, int]) -> Iterator[Tens
     Raises:
         ConfigError: as `reference_files`, or an image that cannot be read.
     """
-    from torchvision.io import ImageReadMode, decode_image
-
     for file in reference_files(folder):
         try:
-            picture = decode_image(str(file), ImageReadMode.RGB, apply_exif_orientation=True)
-        except RuntimeError as error:
-            raise ConfigError(f"the reference image '{file}' cannot be read; replace it or take it away") from error
-        yield resize_and_crop(picture.float() / 255, *size)
+            picture = decode(file)
+        except Exception as error:  # decoders have many kinds
+            raise ConfigError(
+                f"the reference image '{file}' cannot be read ({error}); replace it or take it away"
+            ) from error
+        yield resize_and_crop(picture, *size)
 
 
 def reference_files(folder: str | Path) -> list[Path]:
@@ -135,10 +133,15 @@ def reference_files(folder: str | Path) -> list[Path]:
     Raises:
         ConfigError: fewer than two, of which no distance can be told.
     """
-    files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGES)
+    files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGES and not _is_grid(path))
     if len(files) < 2:
         raise ConfigError(f"the reference '{folder}' holds {len(files)} images; give a folder with 2 or more")
     return files
+
+
+def _is_grid(path: Path) -> bool:
+    """Whether a picture is the grid of those beside it, as `distill sample` leaves one."""
+    return path.name == "grid.png" and (path.parent / "prompts.txt").is_file()
 
 
 def _tracked(painted: Iterator[Any], samples: int, batch_size: int) -> Any:

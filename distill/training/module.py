@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class DistillModule(L.LightningModule):
         accumulate: batches per update of each player; with more than one, the critics step after the student's turn, so
             that all batches of an update meet the same critics.
         critic_updates: critic updates per student update; the extra ones draw fresh batches.
-        seed: of every random number in training.
+        seed: of every random number in training; that of `seed_everything` if not given.
         schedule: what the student's noise schedule changes of the teacher's, for a variance-preserving one:
             `rescale_betas_zero_snr: true` ends it at pure noise (arXiv 2305.08891, section 3.1), `prediction_type`
             makes the network answer something else, which it then has to learn from the teacher's weights.
@@ -84,7 +85,7 @@ class DistillModule(L.LightningModule):
         target_ema: float | None = None,
         accumulate: int = 1,
         critic_updates: int = 1,
-        seed: int = 0,
+        seed: int | None = None,
         schedule: dict[str, Any] | None = None,
         student_init: str = "teacher",
         teacher_dtype: str = "float32",
@@ -117,6 +118,7 @@ class DistillModule(L.LightningModule):
                 f"gradients are clipped to a positive length, or null for none; got model.student_clip={student_clip}, "
                 f"model.critic_clip={critic_clip}"
             )
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed  # where Lightning keeps its own
         check_seeds(**{"model.seed": seed})
         if min(accumulate, critic_updates, patience) < 1:
             raise ConfigError("model.accumulate, model.critic_updates and model.patience must be 1 or more")
@@ -621,6 +623,7 @@ class DistillModule(L.LightningModule):
     def _check_begun(self, about: dict[str, Any], before: dict[str, torch.Size]) -> None:
         """By what a checkpoint says of its run, and by the shapes of its critics' weights."""
         self._check_teacher(about.get("fingerprint", ""))
+        self._check_process(about)
         if about.get("schedule", self.backbone.schedule) != self.backbone.schedule:
             raise ConfigError(
                 f"the checkpoint is of a run with model.schedule={about['schedule']}, this recipe has "
@@ -683,6 +686,15 @@ class DistillModule(L.LightningModule):
                 "same, or begin a new run"
             )
 
+    def _check_process(self, about: dict[str, Any]) -> None:
+        """Whether the scheduler in the teacher's folder still says what the network was trained as."""
+        now = self.backbone.process().fingerprint
+        if about.get("schedule") == self.backbone.schedule and about.get("process", now) != now:
+            raise ConfigError(
+                f"the checkpoint is of a network of {about['process']}, and the scheduler in the teacher's folder now "
+                f"says {now}; put the earlier one back, or begin a new run"
+            )
+
     def _optimizers(self) -> dict[str, Any]:
         """By player what an optimizer was made with, and how many steps its schedule has made."""
         configs = {player: self._schedule_of(optimizer) for player, optimizer in enumerate(self.trainer.optimizers)}
@@ -693,6 +705,7 @@ class DistillModule(L.LightningModule):
         checkpoint["distill"] = {
             "teacher": self.teacher_name,
             "fingerprint": self.backbone.fingerprint,
+            "process": self.backbone.process().fingerprint,
             "strategies": [name for name, _ in self._named()],
             "averages": self._kept(),
             "strategy_configs": self.strategy_configs,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
-from shutil import copytree
+from shutil import copytree, rmtree
 from typing import Any
 
+import diffusers
 import huggingface_hub
 import pytest
 import torch
@@ -267,3 +268,113 @@ def test_a_hub_that_is_not_reached_leaves_what_was_fetched_before(
 
     monkeypatch.setattr(DiffusionPipeline, "download", download)
     assert SDBackbone("someone/pipeline").folder == str(sd_folder)
+
+
+def _other(folder: Path, tmp_path: Path, part: str, **changes: Any) -> Path:
+    """A copy of a pipeline, with some settings of a part's configuration changed, or taken out where they are None."""
+    copy = Path(copytree(folder, tmp_path / "copy"))
+    (file,) = (copy / part).glob("*config.json")
+    config = {name: value for name, value in (json.loads(file.read_text()) | changes).items() if value is not None}
+    file.write_text(json.dumps(config))
+    return copy
+
+
+@pytest.mark.parametrize("kind", ["FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler"])
+def test_a_u_net_on_another_kind_of_noise_is_refused(kind: str, sdxl_folder: Path, tmp_path: Path) -> None:
+    """Its file read as DDIM's would be an invented schedule."""
+    copy = Path(copytree(sdxl_folder, tmp_path / "copy"))
+    getattr(diffusers, kind)().save_pretrained(copy / "scheduler")
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps(index | {"scheduler": ["diffusers", kind]}))
+    with pytest.raises(ConfigError, match=f"{kind}, follows no discrete variance-preserving noise"):
+        backbones.load(str(copy)).process()
+
+
+@pytest.mark.parametrize("kind", ["PNDMScheduler", "EulerDiscreteScheduler", "LCMScheduler", "UniPCMultistepScheduler"])
+def test_what_a_folder_leaves_to_its_scheduler_is_its_scheduler_s(kind: str, sd_folder: Path, tmp_path: Path) -> None:
+    """DDIM has other values of its own."""
+    copy = Path(copytree(sd_folder, tmp_path / "copy"))
+    own = getattr(diffusers, kind)()
+    (copy / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": kind}))
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps(index | {"scheduler": ["diffusers", kind]}))
+    backbone = backbones.load(str(copy))
+    kept, _ = backbone.process().alpha_sigma(torch.tensor([0.5, 1.0]))
+    assert torch.allclose(kept.square(), own.alphas_cumprod[[499, 999]])
+    assert torch.allclose(backbone.student_scheduler().alphas_cumprod, own.alphas_cumprod)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "words"),
+    [
+        ("unet", {"time_cond_proj_dim": 16}, "takes the guidance as an input"),
+        ("vae", {"latents_mean": [0.0] * 4}, "a mean and a deviation for each latent channel"),
+    ],
+)
+def test_networks_of_other_kinds_are_refused(
+    part: str, changes: dict[str, Any], words: str, sdxl_folder: Path, tmp_path: Path
+) -> None:
+    backbone = backbones.load(str(_other(sdxl_folder, tmp_path, part, **changes)))
+    with pytest.raises(ConfigError, match=words):
+        backbone.denoiser() if part == "unet" else backbone.autoencoder()
+
+
+def test_a_network_of_old_has_the_size_that_diffusers_gives_it(sd_folder: Path, tmp_path: Path) -> None:
+    old = _other(sd_folder, tmp_path, "unet", _diffusers_version="0.6.0")
+    side = DiffusionPipeline.from_pretrained(old).unet.config.sample_size
+    assert backbones.load(str(old)).latent_shape() == (4, side, side) == (4, 64, 64)
+    assert backbones.load(str(sd_folder)).latent_shape() == (4, 8, 8)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_folder_of_half_size_weights_alone_is_read(
+    family: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    whole = backbones.load(str(request.getfixturevalue(family)))
+    whole.pipeline().to(torch.float16).save_pretrained(tmp_path / "half", variant="fp16")
+    half = backbones.load(str(tmp_path / "half"))
+    assert not list((tmp_path / "half").rglob("model.safetensors"))
+    half.text_encoder(), half.autoencoder(), half.pipeline()
+    for name, tensor in half.denoiser().network.state_dict().items():
+        torch.testing.assert_close(tensor, whole.denoiser().network.state_dict()[name], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("family", "part", "lost"),
+    [("sd_folder", "safety_checker", True), ("sd3_folder", "text_encoder_3", True), ("sd_folder", "vae", False)],
+)
+def test_parts_that_can_be_done_without_may_be_missing(
+    family: str, part: str, lost: bool, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """As after a partial download: named in the index, and not there."""
+    copy = Path(copytree(request.getfixturevalue(family), tmp_path / "copy"))
+    index = json.loads((copy / "model_index.json").read_text())
+    kinds = {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}
+    index[part] = kinds.get(part, ["transformers", "T5EncoderModel"]) if lost else index[part]
+    (copy / "model_index.json").write_text(json.dumps(index))
+    if not lost:
+        rmtree(copy / part)
+    backbone = backbones.load(str(copy))
+    assert (part in backbone.absent) == lost
+    if lost:
+        assert getattr(backbone.pipeline(), part) is None
+
+
+def test_a_pipeline_with_adapters_beside_it_is_a_pipeline(sd_folder: Path, tmp_path: Path) -> None:
+    copy = Path(copytree(sd_folder, tmp_path / "copy"))
+    (copy / "pytorch_lora_weights.safetensors").touch()
+    assert isinstance(backbones.load(str(copy)), SDBackbone)
+
+
+def test_a_pipeline_of_its_own_code_is_refused_by_its_name(sd_folder: Path, tmp_path: Path) -> None:
+    copy = Path(copytree(sd_folder, tmp_path / "copy"))
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps(index | {"_class_name": ["my_pipeline", "MyPipeline"]}))
+    with pytest.raises(ConfigError, match="is a MyPipeline; a teacher must be one of"):
+        backbones.load(str(copy))
+
+
+def test_pictures_of_sd3_are_whole_patches(sd3_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="positive multiples of 8 pixels; got 36 x 36"):
+        backbones.load(str(sd3_folder)).check_size(36, 36)
+    backbones.load(str(sd3_folder)).check_size(40, 24)

@@ -496,3 +496,23 @@ def test_a_damaged_manifest_gets_a_sentence(whole: Path, sd3_folder: Path, tmp_p
     (folder / "manifest.json").unlink()
     make_here(maker(sd3_folder, folder), "latents")
     assert shards(folder) == shards(whole)
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1e6])
+def test_what_cannot_be_stored_is_not_called_made(
+    value: float, sd_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maker = TeacherLatents(backbones.load(str(sd_folder)), tmp_path / "latents", Generation(count=4, steps=1))
+    make = maker.make
+
+    def broken(indices: list[int], device: torch.device) -> Any:
+        tensors, prompts = make(indices, device)
+        tensors["x0"][2] = value
+        return tensors, prompts
+
+    monkeypatch.setattr(maker, "make", broken)
+    with pytest.raises(
+        FloatingPointError, match="1 of 4 samples have a x0 .*, the first is number 2"
+    ):
+        make_here(maker, "latents")
+    assert not list((tmp_path / "latents").glob("shard-*"))

@@ -8,6 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value
@@ -17,11 +20,12 @@ from PIL import Image as Pillow
 from distill import backbones
 from distill.cli import main
 from distill.data.generate import make_here
-from distill.data.images import EncodedImages, ImagesData, ImagesDataset, resize_and_crop
+from distill.data.images import EncodedImages, ImagesData, ImagesDataset, decode, resize_and_crop
 from distill.data.loading import loader
-from distill.data.shards import LatentsDataset
+from distill.data.shards import MANIFEST, LatentsDataset
 from distill.errors import ConfigError, sentence_of
 from distill.evaluation.evaluate import reference_images
+from distill.files import read_json, save_json
 
 COLOURS = {"red": (1.0, -1.0, -1.0), "lime": (-1.0, 1.0, -1.0), "blue": (-1.0, -1.0, 1.0), "white": (1.0, 1.0, 1.0)}
 
@@ -92,14 +96,15 @@ def test_images_that_cannot_be_read_are_skipped_and_named(pictures: Path) -> Non
     bad = names.index("a red wall")
     batch = data.__getitems__([bad])
     assert batch["prompts"] == [names[(bad + 1) % 4]]
-    assert [Path(name).name for name in batch["unread"]] == ["red.png"]
+    (told,) = batch["unread"]
+    assert Path(told.partition(" (")[0]).name == "red.png" and "cannot identify image file" in told
     module = ImagesData(str(pictures), 16, 16)
     with pytest.warns(UserWarning, match=r"1 images could not be read so far .*red.png"):
         assert set(module.on_before_batch_transfer(batch, 0)) == {"pixels", "prompts"}
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # of the same image, in another epoch
         module.on_before_batch_transfer(data.__getitems__([bad]), 0)
-    assert [Path(name).name for name in module.unread] == ["red.png"]
+    assert module.unread == {told}
     for colour in COLOURS:
         (pictures / f"{colour}.png").write_bytes(b"no picture")
     workers = loader(data, 2, 0, None, workers=1)
@@ -133,7 +138,7 @@ def test_images_that_cannot_be_read_are_told_of_when_they_are_encoded(
 ) -> None:
     (pictures / "red.png").write_bytes(b"no picture")
     maker = EncodedImages(backbones.load(str(sd_folder)), tmp_path / "encoded", ImagesDataset(str(pictures), 16, 16))
-    with pytest.warns(UserWarning, match=r"1 images could not be read so far .*red.png; the next ones stand in"):
+    with pytest.warns(UserWarning, match=r"1 images could not be read so far .*red.png.*; the next ones stand in"):
         maker.make([0, 1, 2, 3], torch.device("cpu"))
 
 
@@ -206,7 +211,8 @@ def test_a_row_that_cannot_be_used_ends_no_run(tmp_path: Path, monkeypatch: pyte
     Dataset.from_dict({"image": made, "text": captions}, features=features).to_parquet(tmp_path / "rows.parquet")
     batch = ImagesDataset(str(tmp_path / "rows.parquet"), 8, 8).__getitems__([0, 1, 2, 3])
     assert batch["prompts"] == ["the first", "the first", "the first", "another"]
-    assert batch["unread"] == ["0.png", "1.png", "1.png"]
+    assert [told.split(" ")[0] for told in batch["unread"]] == ["0.png", "1.png", "1.png"]
+    assert "exceeds limit" in batch["unread"][0]
     numbers = Dataset.from_dict(
         {"image": made, "text": [1, 2, 3, 4]}, features=Features(image=Image(), text=Value("int64"))
     )
@@ -227,6 +233,80 @@ def test_a_picture_is_turned_as_its_camera_says(tmp_path: Path) -> None:
     Pillow.new("RGB", (8, 8)).save(tmp_path / "second.png")
     reference = dict(zip(["second", "turned"], reference_images(tmp_path, (16, 8)), strict=True))
     torch.testing.assert_close(reference["turned"], seen / 2 + 0.5)
+
+
+def _gradient(mode: str, path: Path) -> None:
+    values = np.linspace(0, 1, 64)[None].repeat(8, 0)
+    if mode == "I;16":
+        Pillow.fromarray((values * 65535).astype(np.uint16)).save(path)
+    else:
+        Pillow.fromarray((values * 255).astype(np.uint8)).convert(mode).save(path)
+
+
+@pytest.mark.parametrize("mode", ["L", "I;16", "RGB", "P"])
+def test_a_picture_of_sixteen_bits_is_seen_as_one_of_eight(mode: str, tmp_path: Path) -> None:
+    """In training and in a reference."""
+    for name in ("one", "two"):
+        _gradient(mode, tmp_path / f"{name}.png")
+    lines = [json.dumps({"file_name": f"{name}.png", "text": "a gradient"}) for name in ("one", "two")]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    seen = ImagesDataset(str(tmp_path), 8, 64).__getitems__([0])["pixels"][0] / 2 + 0.5
+    expected = torch.linspace(0, 1, 64).expand(3, 8, 64)
+    assert torch.allclose(seen, expected, atol=0.01)
+    assert torch.allclose(next(reference_images(tmp_path, (8, 64))), expected, atol=0.01)
+
+
+def test_what_is_transparent_is_white(tmp_path: Path) -> None:
+    picture = Pillow.new("RGBA", (8, 8), (255, 0, 0, 0))
+    picture.paste((0, 0, 255, 255), (0, 0, 4, 8))
+    picture.save(tmp_path / "half.png")
+    seen = decode(tmp_path / "half.png")
+    assert seen[:, 0, 0].tolist() == [0, 0, 1] and seen[:, 0, 7].tolist() == [1, 1, 1]
+
+
+def test_numbers_without_a_range_are_no_picture(tmp_path: Path) -> None:
+    Pillow.fromarray(np.linspace(0, 9, 64, dtype=np.float32).reshape(8, 8)).save(tmp_path / "depth.tiff")
+    with pytest.raises(ValueError, match="does not say which number is white"):
+        decode(tmp_path / "depth.tiff")
+
+
+@pytest.mark.parametrize("size", [(600, 1), (1, 600)])
+def test_a_line_takes_no_gigabytes(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.transforms.v2 import functional as F
+
+    made: list[int] = []
+    resize = F.resize
+    monkeypatch.setattr(F, "resize", lambda *given, **named: made.append((r := resize(*given, **named)).numel()) or r)
+    line = torch.rand(3, *size, generator=torch.Generator().manual_seed(0))
+    assert resize_and_crop(line, 64, 64).shape == (3, 64, 64)
+    assert max(made) <= 3 * 64 * 128
+
+
+@pytest.mark.parametrize("kind", ["binary", "struct"])
+def test_a_table_of_files_that_datasets_did_not_write(kind: str, pictures: Path, tmp_path: Path) -> None:
+    files = [(pictures / f"{colour}.png").read_bytes() for colour in COLOURS]
+    column = pa.array(files) if kind == "binary" else pa.array([{"bytes": file, "path": None} for file in files])
+    table = pa.table({"jpg": column, "caption": [f"a {colour} wall" for colour in COLOURS]})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    batch = ImagesDataset(str(tmp_path / "rows.parquet"), 8, 8).__getitems__([0, 1, 2, 3])
+    assert batch["unread"] == [] and batch["prompts"][0] == "a red wall"
+    assert batch["pixels"][0, :, 4, 4].tolist() == pytest.approx(COLOURS["red"])
+
+
+def test_latents_of_other_pictures_are_not_taken(pictures: Path, sd_folder: Path, tmp_path: Path) -> None:
+    def encode() -> None:
+        images = ImagesDataset(str(pictures), 16, 16)
+        make_here(EncodedImages(backbones.load(str(sd_folder)), tmp_path / "encoded", images), "encoding")
+
+    encode()
+    encode()  # the same
+    Pillow.effect_noise((200, 36), 50).save(pictures / "red.png")
+    with pytest.raises(ConfigError, match="was made with other settings .pictures="):
+        encode()
+    manifest = read_json(tmp_path / "encoded" / MANIFEST)
+    del manifest["settings"]["pictures"]
+    save_json(manifest, tmp_path / "encoded" / MANIFEST)
+    encode()  # of an earlier version, that does not tell
 
 
 def test_latents_are_encoded_once(pictures: Path, sd_folder: Path, tmp_path: Path) -> None:

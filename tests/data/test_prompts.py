@@ -30,6 +30,11 @@ def test_tables_of_parti_and_drawbench(tmp_path: Path) -> None:
     assert read_prompts(tmp_path / "draw.csv") == ["a red, red car"]
 
 
+def test_objects_on_lines(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a red ring"}\n\n{"prompt": "a blue square", "seed": 3}\n')
+    assert read_prompts(tmp_path / "a.jsonl") == ["a red ring", "a blue square"]
+
+
 def test_the_mark_some_editors_begin_a_file_with_is_no_prompt(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a red ring\u2028and more\na blue square", encoding="utf-8-sig")
     (tmp_path / "a.csv").write_text("Prompt\na red ring\n", encoding="utf-8-sig")
@@ -66,6 +71,9 @@ def test_ladds_list() -> None:
         ("broken.json", "{", "is no file of COCO captions"),
         ("other.csv", "a,b\n1,2\n", "has the columns a, b; one must be named prompt"),
         ("empty.tsv", "", "has the columns none"),
+        ("long.csv", f"prompt\n{'a' * 200_000}\n", "cannot be read as a table"),
+        ("no.jsonl", "a red ring\n", "is to hold an object with a prompt on each line"),
+        ("other.jsonl", '{"a": 1}\n', "has the columns a; one must be named prompt"),
     ],
 )
 def test_bad_sets_get_a_sentence(name: str, text: str | None, sentence: str, tmp_path: Path) -> None:
