@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,6 +100,7 @@ class Batch:
         pictures: what `x0` was encoded from, `[B, 3, 8H, 8W]` in [-1, 1]; None where the data are latents.
         decode: latents to pictures.
         constant: one prompt, the same batch after batch, to its conditioning tensors `[1, ...]`.
+        others: what else the data's batches hold, by its names there.
     """
 
     x0: Tensor
@@ -109,6 +111,7 @@ class Batch:
     pictures: Tensor | None = None
     decode: Callable[[Tensor], Tensor] | None = None
     constant: Callable[[str], Cond] | None = None
+    others: dict[str, Any] = field(default_factory=dict)
     _made: dict[str, Tensor] = field(default_factory=dict)
 
     def once(self, name: str, make: Callable[[], Tensor]) -> Tensor:

@@ -60,7 +60,7 @@ def named(value: Any, look: Callable[[Path], Any] = stamp) -> dict[str, Any]:
 
 def networks(settings: Any) -> dict[str, Any]:
     """What the networks of a training are: the package's own weights that its settings name anywhere, and the files and
-    folders that stand for one of `NETWORKS`.
+    folders that stand for one of `NETWORKS`, or that a class of one's own is given.
     """
     return weights(settings) | named(list(_networks(settings)))
 
@@ -92,10 +92,17 @@ def _origin(module: str) -> Path | None:
     return path
 
 
+def _is_own(class_path: Any) -> bool:
+    is_path = isinstance(class_path, str) and CLASS_PATH.fullmatch(class_path) is not None
+    return is_path and _origin(class_path.rpartition(".")[0]) is not None
+
+
 def _networks(settings: Any) -> Iterator[str]:
     if isinstance(settings, list):
         settings = dict(enumerate(settings))
     if isinstance(settings, dict):
+        if _is_own(settings.get("class_path")):
+            yield from _texts(settings.get("init_args"))
         for name, value in settings.items():
             if isinstance(value, str) and str(name).split(".")[-1] in NETWORKS:
                 yield value

@@ -386,9 +386,7 @@ def test_a_teacher_whose_scheduler_says_another_thing_is_refused(sd_folder: Path
 
 def test_another_teacher_of_the_same_kind_is_told_of(run: Path, tmp_path: Path) -> None:
     random_sd3(tmp_path / "sd3", seed=5)
-    with pytest.warns(
-        UserWarning, match="was trained from sd3@.* is sd3@.*: of that pipeline are the student's"
-    ):
+    with pytest.warns(UserWarning, match="was trained from sd3@.* is sd3@.*: of that pipeline are the student's"):
         load_student(run / "checkpoints" / "last.ckpt", str(tmp_path / "sd3"))
 
 

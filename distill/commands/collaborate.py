@@ -14,7 +14,7 @@ from distill.collaboration.calibrate import generators, seeded
 from distill.collaboration.opening import open_pair
 from distill.collaboration.pipeline import KEPT, AdaptivePipeline, Decided
 from distill.data.prompts import given_prompts
-from distill.errors import at_least_one, check_seeds
+from distill.errors import ConfigError, at_least_one, check_seeds
 from distill.files import check_folder, written_whole
 from distill.inference import begun, check_samples, grid, numbered, remove_samples, save_png, save_prompts
 
@@ -70,6 +70,8 @@ def collaborate(
     """
     at_least_one(student_steps=student_steps, batch_size=batch_size, compare=compare, scale=scale)
     check_seeds(seed=seed)
+    if mode == "regenerate" and not (variance is None and strength is None):
+        raise ConfigError("--variance and --strength are of --mode refine; leave them out to regenerate")
     check_folder(output)
     lines = given_prompts(prompt, prompts)
     check_samples(output, len(lines))

@@ -61,8 +61,14 @@ def compare(
         )
     names = [f"{row.entry.name}@{row.steps}" for row in rows_of(comparison)] if comparison else []
     check(claims, names, comparison.names if comparison else [])
+    failed: comparing.Unfinished | None = None
     if comparison is not None:
-        rows = comparing.compare(comparison)
+        try:
+            rows = comparing.compare(comparison)
+        except comparing.Unfinished as error:
+            rows, failed = error.rows, error
+    if failed and not rows:
+        raise failed
     if not rows and not claims:
         raise ConfigError(
             "no row of the list has been measured yet; leave out missing=skip to do so" if entries else NOTHING
@@ -85,3 +91,5 @@ def compare(
     if not file.is_file() or read_json(file).get("values") != json.loads(json.dumps(kept)):  # else it is from before
         save_json(stamped(kept, seeds, command), file)
     print(markdown(judged) if judged else "", end="")
+    if failed:
+        raise failed

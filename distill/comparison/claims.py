@@ -79,6 +79,8 @@ class Claim:
             raise ConfigError(f"the claim '{self.claim}' goes up and down: '{self.order}'; use one of < and >")
         if "~" in self.signs and self.within is None:
             raise ConfigError(f"the claim '{self.claim}' says ~ (alike); give within, the largest difference")
+        if self.within is not None and not 0 <= self.within < math.inf:
+            raise ConfigError(f"the claim '{self.claim}': within is a difference, 0 or more; got {self.within}")
         if self.metric is None and self.entries:
             raise ConfigError(f"the claim '{self.claim}' names entries; give the metric they are compared by")
 

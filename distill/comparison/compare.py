@@ -32,6 +32,19 @@ TIMED_TOGETHER = 128  # where a teacher improves some of them
 WAIT = 5.0  # seconds before asking again whether another process has finished
 
 
+class Unfinished(ConfigError):
+    """Some rows could not be had.
+
+    Args:
+        sentence: which, and why.
+        rows: those that are there.
+    """
+
+    def __init__(self, sentence: str, rows: list[dict[str, Any]]):
+        super().__init__(sentence)
+        self.rows = rows
+
+
 def compare(comparison: Comparison) -> list[dict[str, Any]]:
     """Trains and measures what is missing.
 
@@ -43,7 +56,8 @@ def compare(comparison: Comparison) -> list[dict[str, Any]]:
         Every row there is, with its values.
 
     Raises:
-        ConfigError: trainings that failed, pipelines that cannot be opened and rows that cannot be measured, once all
+        ConfigError: what can be told before anything is trained.
+        Unfinished: trainings that failed, pipelines that cannot be opened and rows that cannot be measured, once all
             others are done.
     """
     kept = kept_rows(comparison.results)
@@ -67,14 +81,15 @@ def compare(comparison: Comparison) -> list[dict[str, Any]]:
                         failures.append(str(error))
         if groups:
             time.sleep(WAIT)
-    if failures:
-        raise ConfigError("; ".join(failures))
-    return [
+    there: list[dict[str, Any]] = [
         {**(read_json(file) if file.is_file() else kept[file.stem]), "name": row.entry.name,
          "images": str(file.with_suffix(""))}
         for row, file in ((row, row.file(comparison)) for row in rows_of(comparison))
         if file.is_file() or file.stem in kept
     ]  # fmt: skip
+    if failures:
+        raise Unfinished("; ".join(failures), there)
+    return there
 
 
 def kept_rows(results: str | Path | None) -> dict[str, dict[str, Any]]:
@@ -99,13 +114,17 @@ def _finish(rows: list[Row], comparison: Comparison, lock: Lock, failures: list[
     fails.
 
     Raises:
-        ConfigError: the training failed, or nothing can be opened.
+        ConfigError: the training failed.
     """
+    if rows[0].entry.recipe:
+        _trained(rows[0], comparison, lock)
     for row in rows:
         if not row.file(comparison).is_file():
             try:
                 _measure(row, comparison, lock)
-            except (RuntimeError, FloatingPointError) as error:  # memory that ran out, say
+            except ConfigError as error:
+                failures.append(f"the entry '{row.entry.name}' at {row.steps} steps: {error}")
+            except Exception as error:  # memory that ran out, a measure of one's own, ...: the other rows go on
                 traceback.print_exc()
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 failures.append(f"the entry '{row.entry.name}' could not be measured at {row.steps} steps ({reason})")
@@ -246,13 +265,18 @@ def _measured(painter: Painter, comparison: Comparison, folder: Path) -> dict[st
             save_png(image, kept / f"{index:02d}.png")
     found = [measure.values() for measure in comparison.measures]
     against = "; ".join(values.pop("reference") for values in found if "reference" in values)
-    numbers = {name: value for values in found for name, value in values.items()}
+    numbers = {name: _plain(value) for values in found for name, value in values.items()}
     if spent:
         numbers["steps_spent"] = round(mean(spent), 4)
     together = TIMED_TOGETHER if spent else min(TIMED, setting.batch_size)
     seconds = painter.seconds_per_image(setting.prompts[:together])
     return {**numbers, "seconds_per_image": round(seconds, 5), "samples": comparison.samples, "seed": comparison.seed,
             "reference": against}  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    """What JSON takes, of a number of NumPy or PyTorch."""
+    return value.item() if hasattr(value, "item") else value
 
 
 def _short(values: dict[str, Any], names: list[str]) -> str:

@@ -30,7 +30,7 @@ from distill.evaluation.statistics import (
     precision_recall,
 )
 from distill.files import written_whole
-from distill.identity import digest, named
+from distill.identity import digest, named, sources
 from distill.inference import Painter, open_painter, pick_device
 from distill.perceptual.latent_lpips import TINY as TINY_LATENT
 from distill.perceptual.latent_lpips import LatentLPIPS
@@ -93,11 +93,17 @@ class Measure:
 class Drawn(Measure):
     """Against held-out drawn images, by the shapes judge: the tiny world's Inception and CLIP in one.
 
+    `kid` compares with the held-out images of the very captions that were painted, so it is smaller than to others.
+
     Attributes:
         count: held-out images on the other side.
     """
 
     count: int = 10000
+
+    def __post_init__(self) -> None:
+        if self.count < 10:
+            raise ConfigError(f"distances to less than 10 images say nothing; got Drawn's count={self.count}")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -410,10 +416,11 @@ def _kept(file: Path, paint: Callable[[], Tensor]) -> Tensor:
 
 
 def specification(measures: list[Measure]) -> list[Any]:
-    """What tells these measures from others; what is not given is no part of it."""
+    """What tells these measures from others, with the code of one's own; what is not given is no part of it."""
     kinds = [type(measure) for measure in measures]
     given = [{name: value for name, value in asdict(each).items() if value is not None} for each in measures]  # type: ignore[call-overload]
+    names = [f"{kind.__module__}.{kind.__qualname__}" for kind in kinds]
     return [
-        [f"{kind.__module__}.{kind.__qualname__}", settings, *([kind.version] if kind.version else [])]
-        for kind, settings in zip(kinds, given, strict=True)
+        [name, settings, *([kind.version] if kind.version else []), *([code] if (code := sources(name)) else [])]
+        for name, kind, settings in zip(names, kinds, given, strict=True)
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ from distill.comparison.measures import Drawn, Measure, Setting, specification
 from distill.data import shapes
 from distill.data.prompts import read_prompts
 from distill.data.shapes_data import HELD_OUT
-from distill.errors import ConfigError
+from distill.errors import ConfigError, at_least_one, check_seeds
+from distill.export import read_checkpoint
 from distill.identity import digest, named, networks, sources, stamp, weights
 
+OWN = {"seed_everything", "ckpt_path", "checkpoint.dirpath", "trainer.default_root_dir"}
 NOTHING = "there is nothing to compare; give entries, each with a name and a recipe, checkpoint or pipeline"
 
 
@@ -110,8 +112,22 @@ class Entry:
             )
         if self.recipe and not Path(self.recipe).is_file():
             raise ConfigError(f"the entry '{self.name}': there is no recipe '{self.recipe}'")
-        if not self.steps or min(self.steps) < 1:
-            raise ConfigError(f"the entry '{self.name}' needs numbers of steps, such as [1, 4]; got {self.steps}")
+        if not self.steps or min(self.steps) < 1 or len(set(self.steps)) < len(self.steps):
+            raise ConfigError(
+                f"the entry '{self.name}' needs different numbers of steps, such as [1, 4]; got {self.steps}"
+            )
+        if not self.pipeline and (self.guidance is not None or self.solver is not None):
+            raise ConfigError(
+                f"the entry '{self.name}' gives guidance or solver, which are of a pipeline; a student is sampled "
+                "without guidance at its trained levels"
+            )
+        if self.options and not self.recipe:
+            raise ConfigError(f"the entry '{self.name}' has options, which are of a recipe, and it has none")
+        if own := sorted(set(self.options) & OWN):
+            raise ConfigError(
+                f"the entry '{self.name}' gives {', '.join(own)}, which the comparison sets itself: a folder and a "
+                "seed of `seeds` for each training"
+            )
         if self.teacher and not self.pipeline:
             raise ConfigError(
                 f"the entry '{self.name}' names a teacher; only a pipeline does, a checkpoint knows its own"
@@ -164,8 +180,18 @@ class Comparison:
         for entry in self.entries:
             if entry.after and not (entry.recipe and self.first(entry).recipe):
                 raise ConfigError(f"the entry '{entry.name}' is after '{entry.after}'; both need a recipe")
-        if not self.seeds:
-            raise ConfigError("a comparison needs seeds of training, such as [0]; got none")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(
+                f"a comparison needs different seeds of training, such as [0]; got {self.seeds or 'none'}"
+            )
+        check_seeds(seed=self.seed, **{f"seeds.{index}": seed for index, seed in enumerate(self.seeds)})
+        at_least_one(batch_size=self.batch_size)
+        for measure in self.measures:
+            if not is_dataclass(measure):
+                raise ConfigError(
+                    f"the measure {type(measure).__name__} is no dataclass; put @dataclass before its class, so that "
+                    "its settings tell rows apart"
+                )
         if not names:
             raise ConfigError(NOTHING)
         if self.missing not in ("measure", "skip"):
@@ -252,7 +278,7 @@ class Row:
     def _training(self, comparison: Comparison) -> list[Any]:
         """All that tells what is measured from anything else."""
         first = self.before(comparison)
-        mine = [comparison.contents[self.entry.name], self.entry.options, networks(self.entry.options)]
+        mine = [comparison.contents[self.entry.name], self.entry.options, networks(read(self.entry.options))]
         return [*mine, *([first._training(comparison)] if first else [])]
 
 
@@ -264,14 +290,34 @@ def rows_of(comparison: Comparison) -> Iterator[Row]:
                 yield Row(entry, steps, seed)
 
 
+def read(options: dict[str, Any]) -> dict[str, Any]:
+    """Options with what is given as text read as YAML, as the command line reads it."""
+
+    def value(text: str) -> Any:
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError:
+            return text
+
+    return {name: value(given) if isinstance(given, str) else given for name, given in options.items()}
+
+
 def _overlaid(entry: Entry, recipe: Any) -> list[Any]:
     """What is in the file that an entry lays over its recipe (`options: {config: FILE}`), and the code of one's own
     behind both and the options, as far as there is any.
     """
     file = entry.options.get("config")
     overlay = yaml.safe_load(Path(file).read_text()) if isinstance(file, str) and Path(file).is_file() else None
-    code = sources([recipe, entry.options, overlay])
+    code = sources([recipe, read(entry.options), overlay])
     return [*([overlay, networks(overlay)] if overlay else []), *([code] if code else [])]
+
+
+def _teachers_folder(checkpoint: Path) -> list[Any]:
+    """What a checkpoint's student is decoded and conditioned by, where that is a folder."""
+    if not checkpoint.exists():
+        return []
+    facts, _ = read_checkpoint(checkpoint, ["nothing of its weights"])
+    return [stamp(Path(facts["teacher"]))] if Path(facts["teacher"]).is_dir() else []
 
 
 def contents(entry: Entry) -> Any:
@@ -279,7 +325,8 @@ def contents(entry: Entry) -> Any:
 
     A recipe's comments are no change; other weights under a name of the package are, and other files of a pipeline's
     folder, or of a network that the recipe begins from or asks, a file laid over it, and the code of a class of one's
-    own. What a name of the hub stands for, and data in a folder, are not looked at.
+    own with the files that its arguments name. Of a checkpoint also the folder of its teacher. What a name of the hub
+    stands for, and data in a folder, are not looked at.
 
     Raises:
         ConfigError: a recipe that is no YAML.
@@ -294,6 +341,6 @@ def contents(entry: Entry) -> Any:
             ) from error
         return [recipe, networks(recipe), *_overlaid(entry, recipe)]
     if entry.checkpoint:
-        return [entry.checkpoint, stamp(Path(entry.checkpoint))]
+        return [entry.checkpoint, stamp(Path(entry.checkpoint)), *_teachers_folder(Path(entry.checkpoint))]
     shipped = weights(entry.pipeline)
     return [entry.pipeline, shipped, None if shipped else stamp(Path(str(entry.pipeline)))]

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from distill.batch import Cond
 from distill.diffusion import lora
 from distill.diffusion.process import Process
+from distill.errors import ConfigError
 
 
 class Denoiser(nn.Module):
@@ -28,6 +29,7 @@ class Denoiser(nn.Module):
     def __init__(self, network: Any, process: Process):
         super().__init__()
         self.network, self.process = network, process
+        self._asked = False
         self._hooks: list[Any] = []  # which keep frozen weights out of the state dict of an adapted network
 
     @property
@@ -111,9 +113,22 @@ class Denoiser(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """`x_t` `[B, C, H, W]`, `t` `[B]` in [0, 1] (0 is data) -> the clean latent `[B, C, H, W]` in float32."""
+        if not self._asked:  # once: an accelerator is waited for
+            self._asked = True
+            _check_levels(t)
         with attention(x_t.device, self.network.is_gradient_checkpointing):
             output = self.predict(x_t, self.process.timestep(t), cond)
         return self.process.to_x0(output, x_t, t)
+
+
+def _check_levels(t: Tensor) -> None:
+    """Refuses timesteps in the place of noise levels.
+
+    Raises:
+        ConfigError: some are outside [0, 1].
+    """
+    if not bool(((t >= 0) & (t <= 1)).all()):
+        raise ConfigError(f"noise levels lie in [0, 1], 0 is data; a network was asked at {t.tolist()}")
 
 
 def attention(device: torch.device, recomputed: bool = False) -> AbstractContextManager[None]:

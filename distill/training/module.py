@@ -28,6 +28,7 @@ from distill.strategies.inputs import Inputs
 from distill.training import parallel, schedules
 from distill.training.ema import ema_decay, update_ema
 
+READ = ("x0", "pixels", "prompts", "noise")  # of a loader's batch, beside `cond.`
 BALANCE_DECAY = 0.99  # of the moving averages behind a weight that is `balanced`
 
 
@@ -421,7 +422,8 @@ class DistillModule(L.LightningModule):
         number = self.trainer.fit_loop.total_batch_idx
         draws = Draws(self.seed, number, self.global_rank * len(x0), len(x0), x0.device)
         pictures, noise = raw.get("pixels"), raw.get("noise")
-        return Batch(x0, cond, raw["prompts"], draws, noise, pictures, self._decode, self.constant)
+        others = {name: value for name, value in raw.items() if name not in READ and not name.startswith("cond.")}
+        return Batch(x0, cond, raw["prompts"], draws, noise, pictures, self._decode, self.constant, others)
 
     def conditioning(self, prompts: list[str]) -> Cond:
         """What the frozen text encoders say of B prompts, in float32."""
@@ -461,6 +463,8 @@ class DistillModule(L.LightningModule):
     def _student_turn(self, sample: Sample, batch: Batch, step: int, updates: bool) -> None:
         assert self.student is not None
         named = self._named()
+        if len(batch.x0) > 1:  # near 0: all prompts get one answer
+            self._scalars["student/spread"] = sample.x0.detach().std(0).mean() / batch.x0.std(0).mean()
         numbered: Gradient = {}
         for index in sorted(range(len(named)), key=lambda index: named[index][1].weight == BALANCED):
             name, strategy = named[index]

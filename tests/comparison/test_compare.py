@@ -21,7 +21,7 @@ from distill.cli import main
 from distill.collaboration.calibration import Calibration, prompts_hash
 from distill.comparison.claims import Claim, Source, check, judge
 from distill.comparison.compare import _cost, _measured, _open, _trained, compare
-from distill.comparison.measures import Diversity, Drawn, LikeTeacher
+from distill.comparison.measures import Diversity, Drawn, LikeTeacher, Measure
 from distill.comparison.report import _claims, markdown, summary
 from distill.comparison.rows import Adaptive, Comparison, Entry, Row, rows_of
 from distill.data import shapes
@@ -29,7 +29,7 @@ from distill.errors import ConfigError
 from distill.files import Lock, save_json
 from distill.identity import sources, weights
 from distill.inference import open_painter
-from tests.runs import ROOT
+from tests.runs import ROOT, fit_arguments
 
 
 def comparison(tmp_path: Path, **settings) -> Comparison:
@@ -138,6 +138,35 @@ def test_another_overlay_is_another_training(tmp_path: Path) -> None:
     assert runs[0] != runs[1] == runs[2]
 
 
+def test_what_a_class_of_ones_own_is_given_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the options come as text."""
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe, code, network, runs = tmp_path / "recipe.yaml", tmp_path / "own_term.py", tmp_path / "net.pt", []
+    save_json({}, recipe)
+    options = {"model.strategies": json.dumps([{"class_path": "own_term.Term", "init_args": {"net": str(network)}}])}
+    for text, weights_ in (("one", "1"), ("other", "1"), ("other", "22"), ("other", "22")):
+        for file, content in ((code, text), (network, weights_)):
+            if not file.exists() or file.read_text() != content:
+                file.write_text(content)
+        listed = Comparison([Entry("a", recipe=str(recipe), options=options, steps=[1])], "report", runs=str(tmp_path))
+        runs += [row.run(listed) for row in rows_of(listed)]
+    assert len(set(runs)) == 3 and runs[2] == runs[3]
+
+
+def test_another_teachers_folder_behind_a_checkpoint_is_another_row(
+    sd3_folder: Path, sd3_latents: Path, tmp_path: Path
+) -> None:
+    """It holds the autoencoder and the text encoders that the student paints with."""
+    teacher = Path(shutil.copytree(sd3_folder, tmp_path / "sd3"))
+    main(fit_arguments("ladd_sd3.yaml", teacher, sd3_latents, tmp_path / "run", trainer__max_steps=1))
+    entry, files = Entry("a", checkpoint=str(tmp_path / "run" / "checkpoints" / "last.ckpt"), steps=[1]), []
+    for _ in range(2):
+        listed = Comparison([entry], "report", runs=str(tmp_path))
+        files += [row.file(listed) for row in rows_of(listed)]
+        (teacher / "vae" / "config.json").write_text((teacher / "vae" / "config.json").read_text() + " ")
+    assert files[0] != files[1]
+
+
 @pytest.mark.parametrize("setting", ["teacher", "student_init"])
 @pytest.mark.parametrize("place", ["recipe", "options"])
 def test_another_network_in_the_place_of_one_on_disk_is_another_training(
@@ -173,6 +202,7 @@ def test_a_row_that_cannot_be_measured_stops_no_other(
     assert stopped.value.code == 2 and sentence in capsys.readouterr().err
     (row,) = (tmp_path / "runs" / "rows").glob("*.json")
     assert row.name.startswith(sd_folder.name)
+    assert "| fine | 1 |" in (tmp_path / "out" / "table.md").read_text(), "what there is, is reported"
 
 
 def test_a_finished_list_opens_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,7 +312,14 @@ def test_a_second_stage_begins_at_the_first_ones_student(tmp_path: Path, monkeyp
         ({}, "the entry 'x' names nothing; give a recipe to train, a checkpoint, or a pipeline"),
         ({"pipeline": "a", "checkpoint": "b"}, "names checkpoint and pipeline; give"),
         ({"recipe": "nowhere.yaml"}, "there is no recipe 'nowhere.yaml'"),
-        ({"pipeline": "a", "steps": []}, "needs numbers of steps"),
+        ({"pipeline": "a", "steps": []}, "needs different numbers of steps"),
+        ({"pipeline": "a", "steps": [2, 2]}, "needs different numbers of steps, such as .*; got .2, 2."),
+        ({"recipe": str(ROOT / "recipes/tiny_ladd.yaml"), "guidance": 7.0}, "gives guidance or solver, which are of a"),
+        ({"pipeline": "a", "options": {"x": 1}}, "has options, which are of a recipe, and it has none"),
+        (
+            {"recipe": str(ROOT / "recipes/tiny_ladd.yaml"), "options": {"seed_everything": 5}},
+            "gives seed_everything, which the comparison sets itself",
+        ),
     ],
 )
 def test_bad_entries_get_a_sentence(settings: dict, sentence: str) -> None:
@@ -296,12 +333,24 @@ def test_bad_lists_get_a_sentence(tmp_path: Path) -> None:
         Comparison([entry, entry], str(tmp_path))
     with pytest.raises(ConfigError, match="there is nothing to compare"):
         Comparison([], str(tmp_path))
-    with pytest.raises(ConfigError, match="needs seeds of training"):
+    with pytest.raises(ConfigError, match="needs different seeds of training"):
         Comparison([entry], str(tmp_path), seeds=[])
     (tmp_path / "broken.yaml").write_text("a: [")
     broken = Comparison([Entry("a", recipe=str(tmp_path / "broken.yaml"), steps=[1])], str(tmp_path))
     with pytest.raises(ConfigError, match="the recipe '.*broken.yaml' of the entry 'a' is no YAML"):
         compare(broken)
+    with pytest.raises(ConfigError, match="needs different seeds of training, such as .0.; got .1, 1."):
+        Comparison([entry], str(tmp_path), seeds=[1, 1])
+    with pytest.raises(ConfigError, match="seeds.1=-1: a seed is a whole number"):
+        Comparison([entry], str(tmp_path), seeds=[0, -1])
+    with pytest.raises(ConfigError, match="batch_size=0 is too few"):
+        Comparison([entry], str(tmp_path), batch_size=0)
+    with pytest.raises(ConfigError, match="the measure Plain is no dataclass; put @dataclass before its class"):
+        Comparison([entry], str(tmp_path), measures=[type("Plain", (Measure,), {"names": ("x",)})()])
+    with pytest.raises(ConfigError, match="less than 10 images say nothing; got Drawn's count=3"):
+        Drawn(count=3)
+    with pytest.raises(ConfigError, match="within is a difference, 0 or more; got -1"):
+        Claim("alike", "ours", "a@1 ~ b@1", "alignment", within=-1)
     with pytest.raises(ConfigError, match="less than 100 images say nothing; got samples=10"):
         Comparison([entry], str(tmp_path), samples=10)
 

@@ -94,7 +94,14 @@ def test_the_shift_of_sd3_moves_the_middle_to_three_quarters():
 
 @pytest.mark.parametrize(
     "levels",
-    [Uniform(), LogitNormal(1.0, 1.0), LogitNormal(-1.5, 1.0), Discrete(FOUR), Shifted(Uniform(), 3.0)],
+    [
+        Uniform(),
+        LogitNormal(1.0, 1.0),
+        LogitNormal(-1.5, 1.0),
+        Discrete(FOUR),
+        Evenly(12, 3.0),
+        Shifted(Uniform(), 3.0),
+    ],
     ids=lambda levels: type(levels).__name__,
 )
 def test_every_level_is_noisy_and_none_beyond_pure_noise(levels: Levels, many, extremes):

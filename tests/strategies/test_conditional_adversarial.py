@@ -249,3 +249,15 @@ def test_a_critic_judges_with_its_new_weights_in_half_precision() -> None:
                 parameter.add_(0.1)
         (after, *_) = game.critic(game.batch.x0, game.batch.noise, game.batch.cond)
     assert not torch.equal(before, after)
+
+
+def test_a_finite_difference_is_of_the_latent_alone() -> None:
+    """Beside the same noise and prompt; a critic that begins blind to the noise would not show another in its score."""
+    game = Game(r1=ApproximateR1(1.0, sigma=0.05), r1_samples=2)
+    asked: list[Any] = []
+    game.critic.register_forward_pre_hook(lambda module, inputs: asked.append(inputs))
+    game.strategy.critic_loss(game.sample, game.batch, 0)
+    ((x, noise, cond),) = asked
+    assert torch.equal(noise[2 * B :], noise[:2])
+    assert all(torch.equal(tensor[2 * B :], tensor[:2]) for tensor in cond.values())
+    assert (x[2 * B :] - x[:2]).std().item() == pytest.approx(0.05, rel=0.1)

@@ -649,3 +649,107 @@ def test_other_averages_than_a_run_kept_are_refused(sd3_folder: Path) -> None:
     with pytest.raises(ConfigError, match="keeps the moving averages ema, this recipe target; go on with the same"):
         model.on_load_checkpoint({"distill": {"strategies": ["Pull"], "averages": ["ema"]}})
     model.on_load_checkpoint({"distill": {"strategies": ["Pull"], "averages": ["target"]}})
+
+
+def test_answers_that_are_alike_have_no_spread(
+    sd3_folder: Path, sd3_latents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch, model = Watch(), module(sd3_folder, [Pull()])
+    fit(model, sd3_latents, 1, [watch])
+    assert watch.rows[-1]["student/spread"] > 0.01
+    ask = model.ask
+
+    def alike(batch: Any, step: int) -> Sample:
+        sample = ask(batch, step)
+        one = sample.answer.mean(0, keepdim=True).expand_as(sample.answer)
+        return Sample(one, sample.x_t, sample.t, model._decode)
+
+    monkeypatch.setattr(model, "ask", alike)
+    fit(model, sd3_latents, 2, [watch])
+    assert watch.rows[-1]["student/spread"] < 1e-4
+
+
+@pytest.mark.parametrize(("accumulate", "critic_updates"), [(2, 1), (1, 3), (2, 2)])
+def test_averages_move_with_the_student_alone(
+    accumulate: int, critic_updates: int, sd3_folder: Path, sd3_latents: Path
+) -> None:
+    """Neither in batches that critics alone learn from nor amid an update."""
+    watch, batches = Watch(), accumulate * critic_updates
+    terms: list[Strategy] = [Pull()]
+    model = module(sd3_folder, terms, ema=0.9, target_ema=0.05, accumulate=accumulate, critic_updates=critic_updates)
+    fit(model, sd3_latents, 3, [watch])
+    assert model.target is not None
+    first = torch.cat([p.detach().flatten() for p in model.backbone.denoiser().parameters()])
+    average = target = first
+    for number, row in enumerate(watch.rows):
+        if (number + 1) % batches == 0:
+            step = number // batches
+            average = average.lerp(row["student"], 1 - min(0.9, (1 + step) / (10 + step)))
+            target = target.lerp(row["student"], 0.95)
+        torch.testing.assert_close(row["ema"], average, atol=1e-7, rtol=1e-6)
+    assert not torch.allclose(average, first, atol=1e-5)
+    found = torch.cat([p.flatten() for p in model.target.parameters()])
+    torch.testing.assert_close(found, target, atol=1e-7, rtol=1e-6)
+
+
+def test_further_updates_of_critics_ask_for_nothing_of_the_students_turn(sd3_folder: Path, sd3_latents: Path) -> None:
+    calls: list[str] = []
+
+    class Count(L.Callback):
+        def on_fit_start(self, trainer: L.Trainer, model: Any) -> None:
+            model.student.register_forward_hook(lambda *_: calls.append("student"))
+            model.teacher.network.register_forward_hook(lambda *_: calls.append("teacher"))
+
+    terms: list[Strategy] = [LatentAdversarial(), ScoreDistillation(space="latents")]
+    fit(module(sd3_folder, terms, critic_updates=3), sd3_latents, 2, [Count()])
+    assert calls == (["student", "teacher"] * 3 + ["teacher"] * 2) * 2
+
+
+def test_teacher_is_kept_in_the_precision_asked_for(sd3_folder: Path) -> None:
+    model = module(sd3_folder, [Pull()], teacher_dtype="bfloat16")
+    model.configure_model()
+    assert model.student is not None and model.ema is not None
+    for network in (model.teacher.network, model.text_encoder.network):
+        assert {weight.dtype for weight in network.parameters()} == {torch.bfloat16}
+    for network in (model.student, model.ema):
+        assert {weight.dtype for weight in network.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("given", [None, 3])
+def test_the_seed_is_that_of_everything_unless_it_is_given(
+    given: int | None, sd3_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or runs of several seeds would be one run several times."""
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    assert module(sd3_folder, [Pull()], seed=given).seed == (given or 7)
+
+
+def test_what_else_the_data_holds_reaches_strategies(
+    sd3_folder: Path, sd3_latents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    class Looks(Pull):
+        def student_loss(self, sample: Any, batch: Any, step: int) -> Tensor:
+            seen.append(batch.others)
+            return super().student_loss(sample, batch, step)
+
+    model = module(sd3_folder, [Looks()])
+    encode = model.encode
+    monkeypatch.setattr(model, "encode", lambda raw: encode({**raw, "mask": torch.ones(len(raw["prompts"]))}))
+    fit(model, sd3_latents, 1)
+    assert set(seen[0]) == {"mask"}
+
+
+def test_a_scheduler_that_says_another_thing_is_not_gone_on_with(sd_folder: Path, tmp_path: Path) -> None:
+    teacher = Path(copytree(sd_folder, tmp_path / "sd"))
+    model, checkpoint = module(teacher, [Pull()]), {}
+    model.configure_model()
+    about = {"fingerprint": model.backbone.fingerprint, "strategies": ["Pull"], "schedule": {}, "lora": None,
+             "averages": model._kept(), "process": model.backbone.process().fingerprint}  # fmt: skip
+    checkpoint = {"distill": about}
+    model.on_load_checkpoint(dict(checkpoint))
+    file = teacher / "scheduler" / "scheduler_config.json"
+    file.write_text(file.read_text().replace('"epsilon"', '"v_prediction"'))
+    with pytest.raises(ConfigError, match="of a network of epsilon on .*, and the scheduler .* now says v_prediction"):
+        module(teacher, [Pull()]).on_load_checkpoint(dict(checkpoint))

@@ -17,6 +17,7 @@ import torch
 
 from distill.export import load_student, read_checkpoint
 from distill.files import read_json
+from distill.strategies import Strategy
 from tests.runs import Forked, checkpoint, distill, fit_arguments, forked, logged, mistake
 
 FSDP2 = {
@@ -91,18 +92,37 @@ def test_two_processes_train_as_one(strategy: dict, method: Method, tmp_path: Pa
     forked(method.arguments(tmp_path, **{"trainer__max_steps": 5, **strategy}), ranks=2)
     _assert_trained_alike(method, logged(tmp_path), steps=5)
     start = load_student(method.alone / "checkpoints" / "last.ckpt", raw=True).backbone.denoiser().state_dict()
-    trained = [
-        load_student(run / "checkpoints" / "last.ckpt", raw=True).denoiser.state_dict()
-        for run in (method.alone, tmp_path)
-    ]
-    moves = [
-        {name: tensor - start[name] for name, tensor in state.items() if not name.endswith("pos_embed.pos_embed")}
-        for state in trained
-    ]
-    still = {name for name, move in moves[1].items() if not move.any()}
-    assert all(".1.attn." in name and "add" in name for name in still), "the last block's text queries lead nowhere"
-    here, there = (torch.cat([move.flatten() for move in moved.values()]) for moved in moves)
-    assert (here - there).norm() <= 0.02 * here.norm()
+    for raw in (True, False):  # the student and its moving average
+        trained = [
+            load_student(run / "checkpoints" / "last.ckpt", raw=raw).denoiser.state_dict()
+            for run in (method.alone, tmp_path)
+        ]
+        moves = [
+            {name: tensor - start[name] for name, tensor in state.items() if not name.endswith("pos_embed.pos_embed")}
+            for state in trained
+        ]
+        still = {name for name, move in moves[1].items() if not move.any()}
+        assert all(".1.attn." in name and "add" in name for name in still), "the last block's text queries lead nowhere"
+        here, there = (torch.cat([move.flatten() for move in moved.values()]) for moved in moves)
+        assert (here - there).norm() <= 0.02 * here.norm()
+
+
+class PoisonedOnOne(Strategy):
+    """A loss that is no number in the second process's second batch, while its gradient is one."""
+
+    def student_loss(self, sample: Any, batch: Any, step: int) -> torch.Tensor:
+        poisoned = batch.draws.first > 0 and batch.draws.batch == 1
+        return sample.x0.square().mean() + (float("nan") if poisoned else 0.0)
+
+
+def test_an_update_that_one_process_must_skip_all_skip(sd3_folder: Path, sd3_latents: Path, tmp_path: Path) -> None:
+    """Or one would ask for a batch more than the other, and both wait for ever."""
+    terms = json.dumps([{"class_path": f"{__name__}.PoisonedOnOne"}])
+    options = {**DDP, "model__strategies": terms, "trainer__max_steps": 3}
+    codes, said = Forked(fit_arguments("ladd_sd3.yaml", sd3_folder, sd3_latents, tmp_path, **options), ranks=2).wait(80)
+    assert codes == [0, 0], said[-2000:]
+    found = logged(tmp_path)
+    assert found["step"] == [1, 1, 2, 3] and found["skipped_updates"] == [0, 1, 1, 1]
 
 
 def test_fsdp2_in_bfloat16_begins_as_float32_does(method: Method, tmp_path: Path) -> None:
