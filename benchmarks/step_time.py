@@ -119,8 +119,8 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--teacher", default="tiny-sd3", help="a pipeline of the SD3 family")
-    parser.add_argument("--rounds", type=int, default=8, help="measured blocks of each variant")
-    parser.add_argument("--steps", type=int, default=4, help="steps of one block")
+    parser.add_argument("--rounds", type=int, default=80, help="measured blocks of each variant")
+    parser.add_argument("--steps", type=int, default=1, help="of one block; few, as other load comes and goes")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--output", default="step_time", help="name of the file in benchmarks/results")
     parser.add_argument("--memory", choices=VARIANTS, help=argparse.SUPPRESS)  # one variant, in a process of its own
@@ -235,12 +235,20 @@ def memory_apart(name: str) -> int:
 
 
 def summary(seconds: list[dict[str, float]]) -> dict[str, Any]:
-    """Median seconds per step, and of each ratio the median, least and greatest over rounds."""
+    """Median seconds per step; the ratios of these, and of each round's ratio the median, least and greatest."""
+    seconds_per_step = {name: median(block[name] for block in seconds) for name in VARIANTS}
+    of_medians = {pair: seconds_per_step[pair.split("/")[0]] / seconds_per_step[pair.split("/")[1]] for pair in LIMITS}
     ratios = {pair: [block[pair.split("/")[0]] / block[pair.split("/")[1]] for block in seconds] for pair in LIMITS}
     return {
-        "seconds_per_step": {name: median(block[name] for block in seconds) for name in VARIANTS},
+        "seconds_per_step": seconds_per_step,
         "ratios": {
-            pair: {"median": median(each), "min": min(each), "max": max(each), "limit": LIMITS[pair]}
+            pair: {
+                "of_medians": of_medians[pair],
+                "median": median(each),
+                "min": min(each),
+                "max": max(each),
+                "limit": LIMITS[pair],
+            }
             for pair, each in ratios.items()
         },
     }
@@ -253,7 +261,8 @@ def report(values: dict[str, Any]) -> None:
         print(f"{name:20}{values['seconds_per_step'][name]:8.3f} s/step{memory:10.0f} MiB")
     for pair, ratio in values["ratios"].items():
         limit = "" if ratio["limit"] is None else f", at most {ratio['limit']}"
-        print(f"{pair:20}{ratio['median']:8.3f} ({ratio['min']:.3f} to {ratio['max']:.3f}){limit}")
+        spread = f"rounds: {ratio['median']:.3f}, {ratio['min']:.3f} to {ratio['max']:.3f}"
+        print(f"{pair:20}{ratio['of_medians']:8.3f} ({spread}){limit}")
 
 
 def device() -> torch.device:

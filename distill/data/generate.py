@@ -498,10 +498,6 @@ class _Shards(Dataset[int | Exception]):
         shard = self.todo[index]
         try:
             self.maker.write(shard, torch.device("cpu"))
-        except (
-            ConfigError,
-            FloatingPointError,
-            OSError,
-        ) as error:  # whose traceback the loader would add
+        except (ConfigError, FloatingPointError, OSError) as error:  # the loader would add its traceback
             return error
         return len(self.maker.samples(shard))

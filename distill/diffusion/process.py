@@ -133,7 +133,7 @@ class VariancePreserving(Process):
 
     @property
     def fingerprint(self) -> str:
-        kept = ", ".join(f"{float(share):.4g}" for share in self.table[1:][:: max(len(self.table) // 4, 1)])
+        kept = ", ".join(f"{float(share):.3g}" for share in self.table[1:][:: max(len(self.table) // 4, 1)])
         return f"{self.prediction} on a schedule of {len(self.table) - 1} steps (shares of data {kept}, ...)"
 
     def timestep(self, t: Tensor) -> Tensor:
