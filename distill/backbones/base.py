@@ -357,8 +357,10 @@ def _say_how(folder: Path, card: str, calls: dict[str, Any]) -> None:
 
 
 def _digest(folder: Path, config: bytes) -> str:
-    """Of a network's configuration and the weights in its folder, which diffusers reads as safetensors if it can."""
-    digest = hashlib.sha256(config)
-    for file in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")):
+    """Of a network's configuration and the weights in its folder that diffusers reads: safetensors if it can, and no
+    variant beside them.
+    """
+    digest, found = hashlib.sha256(config), sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    for file in [file for file in found if ".fp16." not in file.name] or found:
         digest.update(pieces(file))
     return digest.hexdigest()[:12]

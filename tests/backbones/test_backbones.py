@@ -378,3 +378,10 @@ def test_pictures_of_sd3_are_whole_patches(sd3_folder: Path) -> None:
     with pytest.raises(ConfigError, match="positive multiples of 8 pixels; got 36 x 36"):
         backbones.load(str(sd3_folder)).check_size(36, 36)
     backbones.load(str(sd3_folder)).check_size(40, 24)
+
+
+def test_a_variant_beside_the_weights_is_not_looked_at(sd_folder: Path, tmp_path: Path) -> None:
+    """As diffusers does not."""
+    copy = Path(copytree(sd_folder, tmp_path / "copy"))
+    (copy / "unet" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"half the size")
+    assert same_network(backbones.load(str(sd_folder)).fingerprint, backbones.load(str(copy)).fingerprint)
