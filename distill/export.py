@@ -15,6 +15,7 @@ from distill import backbones
 from distill.backbones.base import ADAPTERS, CALL_FILE, Backbone, same_network
 from distill.diffusion.denoiser import Denoiser
 from distill.diffusion.lora import LoRA, portable
+from distill.diffusion.process import alike, told
 from distill.errors import ConfigError
 from distill.files import read_json
 
@@ -102,19 +103,21 @@ def _check_teacher(backbone: Backbone, facts: dict[str, Any], checkpoint: str | 
     autoencoder and text encoders may be others too. Of earlier checkpoints, and between a folder and a hub id, nothing
     can be told.
     """
-    now = backbone.process().fingerprint
-    if facts.get("process", now) != now:
+    now = backbone.process().facts
+    if not alike(facts.get("process", now), now):
         raise ConfigError(
-            f"the network of '{checkpoint}' was trained as {facts['process']}, and the scheduler of '{backbone.path}' "
-            f"says {now}; export --teacher says where the pipeline is that it was trained with"
+            f"the network of '{checkpoint}' was trained as {told(facts['process'])}, and the scheduler of "
+            f"'{backbone.path}' says {told(now)}; export --teacher says where the pipeline is that it was trained with"
         )
     before, here = facts.get("fingerprint") or "", backbone.fingerprint
     if not ("@" in before and "@" in here) or same_network(before, here):
         return
-    said = f"'{checkpoint}' was trained from {before}, and '{backbone.path}' is {here}"
-    if facts.get("lora"):
-        raise ConfigError(f"{said}; its adapters belong to the first, and export --teacher says where that is")
-    warnings.warn(f"{said}: of that pipeline are the student's autoencoder and text encoders now", stacklevel=3)
+    kept = "all of the student but its adapters" if facts.get("lora") else "the student's autoencoder and text encoders"
+    warnings.warn(
+        f"'{checkpoint}' was trained from {before}, and '{backbone.path}' is {here}, a copy with other files or "
+        f"another pipeline: of it {'is' if facts.get('lora') else 'are'} {kept} now",
+        stacklevel=3,
+    )
 
 
 def export(
@@ -202,8 +205,11 @@ def model_card(student: Student, pipeline: Any, metrics: Any = None, half: bool 
     facts, calls = student.facts, student.calls
     kind, scheduler = type(pipeline).__name__, type(pipeline.scheduler).__name__
     adapted = student.denoiser.adapted
-    untold = [name for name in student.backbone.absent if name not in pipeline._optional_components]
+    # An exported folder says itself which optional components it has not; the teacher's may say that it has them.
+    untold = [name for name in student.backbone.absent if adapted or name not in pipeline._optional_components]
     loaded = "".join(f", {name}=None" for name in untold)
+    if adapted and student.backbone.half_alone:
+        loaded += ', variant="fp16"'
     if half:  # without it diffusers reads float32, and transformers what the files hold
         loaded += ", torch_dtype=torch.float16"
     teacher, local = student.backbone.path, Path(student.backbone.path).exists()

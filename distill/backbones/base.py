@@ -187,7 +187,13 @@ class Backbone:
     def variant(self, component: str) -> str | None:
         """`fp16` where a folder has a component's weights in that variant alone, as half-size downloads do."""
         names = [file.name for kind in WEIGHTS for file in (Path(self.near) / component).glob(kind)]
-        return "fp16" if names and all(".fp16." in name for name in names) else None
+        return "fp16" if names and all(is_half(name) for name in names) else None
+
+    @property
+    def half_alone(self) -> bool:
+        """Whether any component's weights are there in the variant `fp16` alone."""
+        folders = [path.name for path in Path(self.near).iterdir()] if Path(self.near).is_dir() else []
+        return any(self.variant(name) for name in folders)
 
     @property
     def absent(self) -> dict[str, None]:
@@ -200,7 +206,10 @@ class Backbone:
 
         place = self.folder if self.unchecked.keys() <= components.keys() else self.path
         return DiffusionPipeline.from_pretrained(
-            place, torch_dtype=self.dtype, variant=self.variant(self.denoiser_name), **{**self.absent, **components}
+            place,
+            torch_dtype=self.dtype,
+            variant="fp16" if self.half_alone else None,  # of the components that have it
+            **{**self.absent, **components},
         )
 
     @property
@@ -344,6 +353,11 @@ class Backbone:
             _say_how(part, card, calls)
 
 
+def is_half(name: str) -> bool:
+    """Whether a file of weights is one of the variant `fp16`, whole or a shard."""
+    return ".fp16." in name or ".fp16-" in name
+
+
 def same_network(one: str | None, other: str | None) -> bool:
     """Whether two fingerprints are of the same network, whatever its folders are called."""
     if one is None or other is None or ("@" in one) != ("@" in other):
@@ -361,6 +375,6 @@ def _digest(folder: Path, config: bytes) -> str:
     variant beside them.
     """
     digest, found = hashlib.sha256(config), sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    for file in [file for file in found if ".fp16." not in file.name] or found:
+    for file in [file for file in found if not is_half(file.name)] or found:
         digest.update(pieces(file))
     return digest.hexdigest()[:12]

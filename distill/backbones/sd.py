@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -155,22 +156,35 @@ class SDBackbone(Backbone):
         """
         from diffusers import DDIMScheduler
 
-        own = self.scheduler()
-        noise = {name: own.config[name] for name in NOISE if name in own.config}
-        # These are latents; where a folder's scheduler is another, DDIM's own value is True.
-        made = DDIMScheduler.from_pretrained(self.near, subfolder="scheduler", clip_sample=False, **noise)
-        if made.config.prediction_type not in PREDICTIONS or not on_same_noise(own, made):
-            raise ConfigError(
-                f"the scheduler of '{self.path}', {type(own).__name__}, follows no discrete variance-preserving noise "
-                f"schedule with a prediction_type of {', '.join(PREDICTIONS)}, the one kind on which such a pipeline "
-                "can be distilled"
-            )
-        if not self.schedule:
-            return made
-        settings: dict[str, Any] = {"clip_sample": False}
+        noise = self._noise()
+        settings: dict[str, Any] = {"clip_sample": False}  # these are latents; DDIM's own value is True
         if self.schedule.get("rescale_betas_zero_snr"):
             settings["timestep_spacing"] = "trailing"  # beginning at pure noise (arXiv 2305.08891, section 3.3)
         return DDIMScheduler.from_pretrained(self.near, subfolder="scheduler", **noise | settings | self.schedule)
+
+    def _noise(self) -> dict[str, Any]:
+        """The settings of `NOISE` that the folder's scheduler has, its class's own where its file leaves them out."""
+        from diffusers import DDIMScheduler
+
+        config = DDIMScheduler.load_config(self.near, subfolder="scheduler")
+        try:
+            own = self.scheduler()
+        except (AttributeError, ImportError):  # a class that is not here; its file may say enough
+            own, settings = None, config
+        else:
+            settings = own.config
+        noise = {name: settings[name] for name in NOISE if name in settings}
+        told = own is not None or {"beta_start", "beta_end", "beta_schedule"} <= noise.keys()
+        if told and noise.get("prediction_type", "epsilon") in PREDICTIONS and not settings.get("use_flow_sigmas"):
+            with suppress(NotImplementedError):  # of kinds of betas that DDIM has not
+                made = DDIMScheduler(**noise)
+                if own is None or on_same_noise(own, made):
+                    return noise
+        raise ConfigError(
+            f"the scheduler of '{self.path}', {config.get('_class_name')}, follows no discrete variance-preserving "
+            f"noise schedule that DDIM knows with a prediction_type of {', '.join(PREDICTIONS)}, the one kind on which "
+            "such a pipeline can be distilled"
+        )
 
     def config(self) -> dict[str, Any]:
         """The denoiser's configuration; of a network of old, with the size that diffusers gives it."""

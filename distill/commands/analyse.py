@@ -4,15 +4,8 @@ from __future__ import annotations
 
 import json
 
-from distill.backbones import dtype_of
-from distill.collaboration import analysis
-from distill.collaboration.calibrate import CALIBRATION
-from distill.collaboration.judges import open_judge
-from distill.collaboration.opening import open_pair, prompts_of
 from distill.errors import ConfigError, at_least_one, check_seeds
-from distill.evaluation.distances import open_distance
 from distill.files import check_folder
-from distill.inference import pick_device
 from distill.provenance import typed_command
 
 
@@ -53,6 +46,14 @@ def analyse(
         dtype: of the weights, float32, bfloat16 or float16; half the memory, and latents rounded between the steps.
         device: auto, cpu, cuda, ...
     """
+    from distill.backbones import dtype_of
+    from distill.collaboration import analysis
+    from distill.collaboration.calibrate import CALIBRATION
+    from distill.collaboration.judges import open_judge
+    from distill.collaboration.opening import open_pair, prompts_of
+    from distill.evaluation.distances import open_distance
+    from distill.inference import pick_device
+
     at_least_one(student_steps=student_steps, batch_size=batch_size)
     check_seeds(seed=seed)
     check_folder(output)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from distill.backbones import dtype_of
-from distill.collaboration import calibrate as calibrating
-from distill.collaboration.opening import open_pair, prompts_of, target_of
-from distill.collaboration.pipeline import MODES
 from distill.errors import ConfigError, at_least_one, check_seeds
 from distill.files import check_file
 
@@ -49,6 +45,11 @@ def calibrate(
         dtype: of the weights, float32, bfloat16 or float16; half the memory, and latents rounded between the steps.
         device: auto, cpu, cuda, ...
     """
+    from distill.backbones import dtype_of
+    from distill.collaboration import calibrate as calibrating
+    from distill.collaboration.opening import open_pair, prompts_of, target_of
+    from distill.collaboration.pipeline import MODES
+
     if unknown := [mode for mode in modes if mode not in MODES] or not modes:
         raise ConfigError(f"modes are some of {', '.join(MODES)}; got {unknown if modes else 'none'}")
     at_least_one(count=count, student_steps=student_steps, batch_size=batch_size)

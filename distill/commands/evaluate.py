@@ -5,12 +5,8 @@ from __future__ import annotations
 import json
 import sys
 
-from distill.backbones import dtype_of
-from distill.data.prompts import read_prompts
 from distill.errors import ConfigError, at_least_one, check_seeds
-from distill.evaluation.evaluate import evaluate_on_images, evaluate_on_shapes
 from distill.files import check_file, save_json
-from distill.inference import open_either, pick_device
 
 
 def evaluate(
@@ -51,6 +47,11 @@ def evaluate(
         dtype: of the weights, float32, bfloat16 or float16; half the memory, and latents rounded between the steps.
         device: auto, cpu, cuda, ...
     """
+    from distill.backbones import dtype_of
+    from distill.data.prompts import read_prompts
+    from distill.evaluation.evaluate import evaluate_on_images, evaluate_on_shapes
+    from distill.inference import open_either, pick_device
+
     for name, given in (("prompts", prompts), ("inception", inception), ("clip", clip)):
         if reference == "shapes" and given is not None:
             raise ConfigError(f"--{name} is for real images; give --reference FOLDER with it, or leave it out")

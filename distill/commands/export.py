@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from distill import export as exporting
-
 
 def export(
     checkpoint: str,
@@ -26,5 +24,7 @@ def export(
         lora: of a run with model.lora: write its adapters alone, which the teacher's pipeline loads, rather than a
             pipeline they are merged into.
     """
+    from distill import export as exporting
+
     student = exporting.export(checkpoint, output, teacher, raw, half, metrics, lora)
     print(f"{output}: student of {student.facts['teacher']} after {student.facts['steps']} updates")

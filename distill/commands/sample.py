@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
-from distill.backbones import dtype_of
-from distill.data.prompts import given_prompts
 from distill.errors import at_least_one, check_seeds
 from distill.files import check_folder
-from distill.inference import check_samples, grid, open_either, paint, save_png
 
 
 def sample(
@@ -48,6 +43,12 @@ def sample(
         dtype: of the weights, float32, bfloat16 or float16; half the memory, and latents rounded between the steps.
         device: auto, cpu, cuda, ...
     """
+    import torch
+
+    from distill.backbones import dtype_of
+    from distill.data.prompts import given_prompts
+    from distill.inference import check_samples, grid, open_either, paint, save_png
+
     at_least_one(steps=steps, batch_size=batch_size, columns=columns, scale=scale)
     check_seeds(seed=seed)
     check_folder(output)

@@ -6,11 +6,8 @@ import json
 import sys
 from pathlib import Path
 
-from distill.collaboration.judges import check_judge, open_judge
 from distill.errors import ConfigError, at_least_one
-from distill.evaluation.voting import cast_votes, check_own, common_prompts, read_votes, save_votes, tally
 from distill.files import check_file, save_json
-from distill.inference import pick_device
 from distill.provenance import stamped, typed_command
 
 
@@ -33,6 +30,10 @@ def vote(
         batch_size: images per call of the judge.
         device: of the judge: auto, cpu, cuda, ...
     """
+    from distill.collaboration.judges import check_judge, open_judge
+    from distill.evaluation.voting import cast_votes, check_own, common_prompts, read_votes, save_votes, tally
+    from distill.inference import pick_device
+
     at_least_one(batch_size=batch_size)
     check_file(output)
     if output and Path(output).resolve() == Path(votes).resolve():

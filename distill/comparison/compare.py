@@ -88,7 +88,7 @@ def compare(comparison: Comparison) -> list[dict[str, Any]]:
         if file.is_file() or file.stem in kept
     ]  # fmt: skip
     if failures:
-        raise Unfinished("; ".join(failures), there)
+        raise Unfinished("; ".join(dict.fromkeys(failures)), there)
     return there
 
 
@@ -123,7 +123,7 @@ def _finish(rows: list[Row], comparison: Comparison, lock: Lock, failures: list[
             try:
                 _measure(row, comparison, lock)
             except ConfigError as error:
-                failures.append(f"the entry '{row.entry.name}' at {row.steps} steps: {error}")
+                failures.append(f"the entry '{row.entry.name}': {error}")
             except Exception as error:  # memory that ran out, a measure of one's own, ...: the other rows go on
                 traceback.print_exc()
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]

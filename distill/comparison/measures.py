@@ -154,7 +154,7 @@ class RealImages(Measure):
         inception: weight file; downloaded if not given.
     """
 
-    version = 1  # pictures were cut off to 8 bits, and are rounded
+    version = 2  # 1: pictures were cut off to 8 bits, and are rounded; 2: 16 bits and what is transparent are seen
     reference: str
     inception: str | None = None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -187,7 +187,7 @@ class Comparison:
         check_seeds(seed=self.seed, **{f"seeds.{index}": seed for index, seed in enumerate(self.seeds)})
         at_least_one(batch_size=self.batch_size)
         for measure in self.measures:
-            if not is_dataclass(measure):
+            if "__dataclass_fields__" not in vars(type(measure)):  # which a subclass of a dataclass has as well
                 raise ConfigError(
                     f"the measure {type(measure).__name__} is no dataclass; put @dataclass before its class, so that "
                     "its settings tell rows apart"
@@ -314,10 +314,12 @@ def _overlaid(entry: Entry, recipe: Any) -> list[Any]:
 
 def _teachers_folder(checkpoint: Path) -> list[Any]:
     """What a checkpoint's student is decoded and conditioned by, where that is a folder."""
-    if not checkpoint.exists():
+    try:
+        facts, _ = read_checkpoint(checkpoint, ["nothing of its weights"])
+    except ConfigError:  # which its own row will say
         return []
-    facts, _ = read_checkpoint(checkpoint, ["nothing of its weights"])
-    return [stamp(Path(facts["teacher"]))] if Path(facts["teacher"]).is_dir() else []
+    teacher = Path(facts.get("teacher") or "")
+    return [stamp(teacher)] if facts.get("teacher") and teacher.is_dir() else []
 
 
 def contents(entry: Entry) -> Any:

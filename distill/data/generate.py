@@ -246,8 +246,8 @@ def _storable(tensor: Tensor, name: str, indices: list[int]) -> Tensor:
     if not finite.all():
         lost = [index for index, good in zip(indices, finite.tolist(), strict=True) if not good]
         raise FloatingPointError(
-            f"{len(lost)} of {len(indices)} samples have a {name} that is not finite in float16, the first is number "
-            f"{lost[0]}; nothing of their shard was written: look at the teacher's weights, or give another --dtype"
+            f"{name} of {len(lost)} of {len(indices)} samples is not finite in float16, the first is number {lost[0]}; "
+            "nothing of their shard was written: look at the weights of what makes them"
         )
     return stored
 

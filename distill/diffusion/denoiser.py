@@ -127,8 +127,10 @@ def _check_levels(t: Tensor) -> None:
     Raises:
         ConfigError: some are outside [0, 1].
     """
-    if not bool(((t >= 0) & (t <= 1)).all()):
-        raise ConfigError(f"noise levels lie in [0, 1], 0 is data; a network was asked at {t.tolist()}")
+    if not bool(((t >= 0) & (t < 1 + 1e-4)).all()):
+        raise ConfigError(
+            f"noise levels lie in [0, 1], 0 is data; a network was asked at {t.min().item():g} to {t.max().item():g}"
+        )
 
 
 def attention(device: torch.device, recomputed: bool = False) -> AbstractContextManager[None]:

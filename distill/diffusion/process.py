@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -38,9 +40,10 @@ class Process:
         raise NotImplementedError
 
     @property
-    def fingerprint(self) -> str:
-        """Alike for processes in which one network means the same."""
-        raise NotImplementedError
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it, of plain values: see `alike`."""
+        alpha, _ = self.alpha_sigma(torch.tensor([0.001, 0.25, 0.5, 0.75, 1.0]))
+        return {"prediction": self.prediction, "kept": alpha.tolist()}
 
     def timestep(self, t: Tensor) -> Tensor:
         """`t` as the network was trained to see it, `[B]`."""
@@ -81,6 +84,18 @@ class Process:
         return alpha, sigma, *PREDICTIONS[self.prediction](alpha, sigma)
 
 
+def alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether a network means the same in two processes, by their `facts`."""
+    apart = zip(one["kept"], other["kept"], strict=True)
+    return one["prediction"] == other["prediction"] and all(abs(a - b) < 1e-4 for a, b in apart)
+
+
+def told(facts: dict[str, Any]) -> str:
+    """A process's `facts` in a sentence."""
+    kept = ", ".join(f"{share:.3g}" for share in facts["kept"])
+    return f"{facts['prediction']} (alpha {kept} at levels from 0 to 1)"
+
+
 class RectifiedFlow(Process):
     """Straight paths, `x_t = (1 - t) x0 + t noise` (arXiv 2403.03206, section 2).
 
@@ -95,10 +110,6 @@ class RectifiedFlow(Process):
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return 1 - t, t
-
-    @property
-    def fingerprint(self) -> str:
-        return f"{self.prediction} on a rectified flow of {self.timesteps} steps"
 
     def timestep(self, t: Tensor) -> Tensor:
         return t * self.timesteps
@@ -130,11 +141,6 @@ class VariancePreserving(Process):
         self.table = self.table.to(t.device)
         kept = self.table[self._index(t)]
         return kept.sqrt(), (1 - kept).sqrt()
-
-    @property
-    def fingerprint(self) -> str:
-        kept = ", ".join(f"{float(share):.3g}" for share in self.table[1:][:: max(len(self.table) // 4, 1)])
-        return f"{self.prediction} on a schedule of {len(self.table) - 1} steps (shares of data {kept}, ...)"
 
     def timestep(self, t: Tensor) -> Tensor:
         return (self._index(t) - 1).clamp(min=0)

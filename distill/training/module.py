@@ -20,6 +20,7 @@ from distill.backbones.base import same_network
 from distill.batch import Batch, Cond, Draws, Gradient, Sample, length, no_autocast
 from distill.diffusion.denoiser import Denoiser
 from distill.diffusion.lora import LoRA
+from distill.diffusion.process import alike, told
 from distill.errors import ConfigError, check_seeds
 from distill.export import load_student, read_outline
 from distill.frozen import Frozen
@@ -119,6 +120,7 @@ class DistillModule(L.LightningModule):
                 f"gradients are clipped to a positive length, or null for none; got model.student_clip={student_clip}, "
                 f"model.critic_clip={critic_clip}"
             )
+        self._given_seed = seed
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed  # where Lightning keeps its own
         check_seeds(**{"model.seed": seed})
         if min(accumulate, critic_updates, patience) < 1:
@@ -619,6 +621,7 @@ class DistillModule(L.LightningModule):
         if not self._before:  # of an earlier version
             states = checkpoint.get("lr_schedulers", [])
             self._before = {"steps": {player: state.get("last_epoch") for player, state in enumerate(states)}}
+        self._go_on_with(about.get("seed", 0))
         checkpoint["lr_schedulers"] = []  # which Lightning would load into schedules of other classes
         if self.sharded_beginning is None:  # looked at already
             self._check_begun(about, {name: tensor.shape for name, tensor in checkpoint.get("state_dict", {}).items()})
@@ -667,6 +670,13 @@ class DistillModule(L.LightningModule):
             "model.strategies that the run began with, or begin a new run with its student (model.student_init)"
         )
 
+    def _go_on_with(self, seed: int) -> None:
+        """The run's own random numbers, unless others are asked for; earlier versions began with 0 where none were."""
+        if self._given_seed is None:
+            self.seed = seed
+        elif self._given_seed != seed and seed:
+            rank_zero_warn(f"the run began with model.seed={seed} and goes on with {self._given_seed}: other numbers")
+
     def _tell_changes(self, before: list[dict[str, Any]] | None) -> None:
         """Which strategies have other settings than the run began with, which may be meant."""
         for old, new, (name, _) in zip(before or [], self.strategy_configs or [], self._named(), strict=False):
@@ -692,11 +702,11 @@ class DistillModule(L.LightningModule):
 
     def _check_process(self, about: dict[str, Any]) -> None:
         """Whether the scheduler in the teacher's folder still says what the network was trained as."""
-        now = self.backbone.process().fingerprint
-        if about.get("schedule") == self.backbone.schedule and about.get("process", now) != now:
+        now = self.backbone.process().facts
+        if about.get("schedule") == self.backbone.schedule and not alike(about.get("process", now), now):
             raise ConfigError(
-                f"the checkpoint is of a network of {about['process']}, and the scheduler in the teacher's folder now "
-                f"says {now}; put the earlier one back, or begin a new run"
+                f"the checkpoint is of a network of {told(about['process'])}, and the scheduler in the teacher's "
+                f"folder now says {told(now)}; put the earlier one back, or begin a new run"
             )
 
     def _optimizers(self) -> dict[str, Any]:
@@ -709,7 +719,8 @@ class DistillModule(L.LightningModule):
         checkpoint["distill"] = {
             "teacher": self.teacher_name,
             "fingerprint": self.backbone.fingerprint,
-            "process": self.backbone.process().fingerprint,
+            "process": self.backbone.process().facts,
+            "seed": self.seed,
             "strategies": [name for name, _ in self._named()],
             "averages": self._kept(),
             "strategy_configs": self.strategy_configs,

@@ -385,3 +385,42 @@ def test_a_variant_beside_the_weights_is_not_looked_at(sd_folder: Path, tmp_path
     copy = Path(copytree(sd_folder, tmp_path / "copy"))
     (copy / "unet" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"half the size")
     assert same_network(backbones.load(str(sd_folder)).fingerprint, backbones.load(str(copy)).fingerprint)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_scheduler_of_a_class_that_is_not_here_is_read_by_its_file(
+    told: bool, sd_folder: Path, tmp_path: Path
+) -> None:
+    """As far as that says what the noise is."""
+    changes = {} if told else {"beta_start": None}
+    copy = _other(sd_folder, tmp_path, "scheduler", **changes)
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps(index | {"scheduler": ["my_sched", "MyScheduler"]}))
+    if told:
+        assert backbones.load(str(copy)).process().facts == backbones.load(str(sd_folder)).process().facts
+    else:
+        with pytest.raises(ConfigError, match="follows no discrete variance-preserving noise"):
+            backbones.load(str(copy)).process()
+
+
+@pytest.mark.parametrize("changes", [{"use_flow_sigmas": True}, {"beta_schedule": "sigmoid"}])
+def test_noise_that_ddim_has_not_is_refused(changes: dict[str, Any], sd_folder: Path, tmp_path: Path) -> None:
+    copy = _other(sd_folder, tmp_path, "scheduler", **changes)
+    kind = "UniPCMultistepScheduler" if "use_flow_sigmas" in changes else "DDPMScheduler"
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps(index | {"scheduler": ["diffusers", kind]}))
+    with pytest.raises(ConfigError, match="follows no discrete variance-preserving noise"):
+        backbones.load(str(copy)).process()
+
+
+def test_half_size_weights_may_be_of_some_parts_and_in_shards(sd_folder: Path, tmp_path: Path) -> None:
+    whole = backbones.load(str(sd_folder))
+    copy = Path(copytree(sd_folder, tmp_path / "copy"))
+    for part, size in (("vae", "1GB"), ("unet", "40KB")):
+        network = getattr(whole.pipeline(), part).to(torch.float16)
+        rmtree(copy / part)
+        network.save_pretrained(copy / part, variant="fp16", max_shard_size=size)
+    assert len(list((copy / "unet").glob("*.fp16-00001-of-*.safetensors"))) == 1
+    half = backbones.load(str(copy))
+    half.denoiser(), half.autoencoder(), half.text_encoder()
+    assert half.half_alone and half.pipeline().unet is not None and not whole.half_alone

@@ -18,8 +18,8 @@ from distill.collaboration import pipeline as pipelines
 from distill.collaboration.calibrate import MeanScore, calibrate, search, seeded
 from distill.collaboration.judges import NetworkJudge
 from distill.collaboration.opening import target_of
+from distill.collaboration.painting import paint
 from distill.collaboration.pipeline import KEPT, REGENERATED, AdaptivePipeline
-from distill.commands.collaborate import paint
 from distill.errors import ConfigError
 from distill.evaluation import evaluate
 from tests.collaboration.test_pipeline import PROMPTS, Pair, redness

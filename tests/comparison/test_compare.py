@@ -153,6 +153,23 @@ def test_what_a_class_of_ones_own_is_given_is_looked_at(tmp_path: Path, monkeypa
     assert len(set(runs)) == 3 and runs[2] == runs[3]
 
 
+def test_a_damaged_checkpoint_stops_no_other(
+    sd_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.ckpt").write_text("half a file")
+    entries = [
+        {"name": "broken", "checkpoint": str(tmp_path / "broken.ckpt"), "steps": [1, 2]},
+        {"name": "fine", "pipeline": str(sd_folder), "steps": [1]},
+    ]
+    config = {"entries": entries, "output": str(tmp_path / "out"), "runs": str(tmp_path / "runs"), "samples": 100}
+    save_json(config, tmp_path / "list.yaml")
+    with pytest.raises(SystemExit) as stopped:
+        main(["compare", "--config", str(tmp_path / "list.yaml")])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and said.count("the entry 'broken': '") == 1, "one sentence for all its steps"
+    assert "| fine | 1 |" in (tmp_path / "out" / "table.md").read_text()
+
+
 def test_another_teachers_folder_behind_a_checkpoint_is_another_row(
     sd3_folder: Path, sd3_latents: Path, tmp_path: Path
 ) -> None:
@@ -347,6 +364,8 @@ def test_bad_lists_get_a_sentence(tmp_path: Path) -> None:
         Comparison([entry], str(tmp_path), batch_size=0)
     with pytest.raises(ConfigError, match="the measure Plain is no dataclass; put @dataclass before its class"):
         Comparison([entry], str(tmp_path), measures=[type("Plain", (Measure,), {"names": ("x",)})()])
+    with pytest.raises(ConfigError, match="the measure Like is no dataclass"):
+        Comparison([entry], str(tmp_path), measures=[type("Like", (Drawn,), {})()])
     with pytest.raises(ConfigError, match="less than 10 images say nothing; got Drawn's count=3"):
         Drawn(count=3)
     with pytest.raises(ConfigError, match="within is a difference, 0 or more; got -1"):

@@ -511,6 +511,6 @@ def test_what_cannot_be_stored_is_not_called_made(
         return tensors, prompts
 
     monkeypatch.setattr(maker, "make", broken)
-    with pytest.raises(FloatingPointError, match="1 of 4 samples have a x0 .*, the first is number 2"):
+    with pytest.raises(FloatingPointError, match="x0 of 1 of 4 samples is not finite .*, the first is number 2"):
         make_here(maker, "latents")
     assert not list((tmp_path / "latents").glob("shard-*"))

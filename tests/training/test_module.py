@@ -724,6 +724,19 @@ def test_the_seed_is_that_of_everything_unless_it_is_given(
     assert module(sd3_folder, [Pull()], seed=given).seed == (given or 7)
 
 
+@pytest.mark.parametrize(("given", "goes_on"), [(None, 7), (3, 3)])
+def test_a_run_goes_on_with_its_own_numbers(
+    given: int | None, goes_on: int, sd3_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is the seed of everything now; those of a run of before that were 0."""
+    monkeypatch.setenv("PL_GLOBAL_SEED", "5")
+    for about, expected in (({"seed": 7}, goes_on), ({}, given or 0)):
+        model = module(sd3_folder, [Pull()], seed=given)
+        about |= {"fingerprint": model.backbone.fingerprint, "strategies": ["Pull"], "averages": model._kept()}
+        model.on_load_checkpoint({"distill": about})
+        assert model.seed == expected
+
+
 def test_what_else_the_data_holds_reaches_strategies(
     sd3_folder: Path, sd3_latents: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -746,10 +759,10 @@ def test_a_scheduler_that_says_another_thing_is_not_gone_on_with(sd_folder: Path
     model, checkpoint = module(teacher, [Pull()]), {}
     model.configure_model()
     about = {"fingerprint": model.backbone.fingerprint, "strategies": ["Pull"], "schedule": {}, "lora": None,
-             "averages": model._kept(), "process": model.backbone.process().fingerprint}  # fmt: skip
+             "averages": model._kept(), "process": model.backbone.process().facts}  # fmt: skip
     checkpoint = {"distill": about}
     model.on_load_checkpoint(dict(checkpoint))
     file = teacher / "scheduler" / "scheduler_config.json"
     file.write_text(file.read_text().replace('"epsilon"', '"v_prediction"'))
-    with pytest.raises(ConfigError, match="of a network of epsilon on .*, and the scheduler .* now says v_prediction"):
+    with pytest.raises(ConfigError, match="of a network of epsilon .*, and the scheduler .* now says v_prediction"):
         module(teacher, [Pull()]).on_load_checkpoint(dict(checkpoint))
