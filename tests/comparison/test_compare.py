@@ -31,6 +31,8 @@ from distill.identity import sources, weights
 from distill.inference import open_painter
 from tests.runs import ROOT, fit_arguments
 
+FEW = [{"class_path": "Drawn", "init_args": {"count": 100}}]  # held-out images, of which 10,000 take a while to draw
+
 
 def comparison(tmp_path: Path, **settings) -> Comparison:
     recipe = str(ROOT / "recipes" / "tiny_ladd.yaml")
@@ -161,7 +163,8 @@ def test_a_damaged_checkpoint_stops_no_other(
         {"name": "broken", "checkpoint": str(tmp_path / "broken.ckpt"), "steps": [1, 2]},
         {"name": "fine", "pipeline": str(sd_folder), "steps": [1]},
     ]
-    config = {"entries": entries, "output": str(tmp_path / "out"), "runs": str(tmp_path / "runs"), "samples": 100}
+    config = {"entries": entries, "output": str(tmp_path / "out"), "runs": str(tmp_path / "runs"), "samples": 100,
+              "measures": FEW}  # fmt: skip
     save_json(config, tmp_path / "list.yaml")
     with pytest.raises(SystemExit) as stopped:
         main(["compare", "--config", str(tmp_path / "list.yaml")])
@@ -211,7 +214,8 @@ def test_a_row_that_cannot_be_measured_stops_no_other(
     save_file({name: tensor * float("nan") for name, tensor in load_file(file).items()}, file)
     names = {"diverged": diverged, "fine": sd_folder}
     entries = [{"name": name, "pipeline": str(folder), "steps": [1]} for name, folder in names.items()]
-    config = {"entries": entries, "output": str(tmp_path / "out"), "runs": str(tmp_path / "runs"), "samples": 100}
+    config = {"entries": entries, "output": str(tmp_path / "out"), "runs": str(tmp_path / "runs"), "samples": 100,
+              "measures": FEW}  # fmt: skip
     save_json(config, tmp_path / "list.yaml")
     with pytest.raises(SystemExit) as stopped:
         main(["compare", "--config", str(tmp_path / "list.yaml")])
@@ -551,7 +555,8 @@ def test_what_another_process_works_on_is_waited_for(tmp_path: Path, monkeypatch
 def test_a_training_that_fails_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = {"trainer.max_steps": 2, "data.batch_size": -3, "trainer.accelerator": "cpu"}
     entry = {"name": "broken", "recipe": str(ROOT / "recipes/tiny_consistency.yaml"), "options": options}
-    config = {"entries": [entry], "output": str(tmp_path / "out"), "runs": str(tmp_path / "runs"), "samples": 100}
+    config = {"entries": [entry], "output": str(tmp_path / "out"), "runs": str(tmp_path / "runs"), "samples": 100,
+              "measures": FEW}  # fmt: skip
     save_json(config, tmp_path / "list.yaml")
     with pytest.raises(SystemExit) as stopped:
         main(["compare", "--config", str(tmp_path / "list.yaml")])
