@@ -1,4 +1,4 @@
-"""diffusers' schedulers that draw noise between their steps: whose it is, and which they are."""
+"""diffusers' schedulers: which draw noise between their steps and whose it is, and which share a noise schedule."""
 
 from __future__ import annotations
 
